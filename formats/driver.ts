@@ -1,0 +1,48 @@
+import type { BlockCache } from './cache/cache.ts';
+import type { ReferenceKind } from './image/gate.ts';
+import type { Layer } from './image/layer.ts';
+import type { Storage } from './storage/storage.ts';
+
+/** One image format. The registry is a list of these; adding a format is one folder and one line there. */
+export interface FormatDriver {
+  /** As in `-f NAME`. */
+  readonly name: string;
+  /**
+   * Whether a file is of this format, from its first bytes.
+   *
+   * @param head the first 4 KiB of the file, or all of it when it is shorter
+   * @returns 0 for no; the driver with the highest score is taken (raw answers 1 to everything)
+   */
+  probe(head: Uint8Array): number;
+  /**
+   * Opens one file as a layer. Takes the storage over: closes it with the layer, and when it throws.
+   *
+   * @throws {ImageError} BAD_MAGIC, BAD_HEADER, TRUNCATED, UNSUPPORTED, CORRUPT with field and offset; NOT_FOUND for a snapshot
+   */
+  open(storage: Storage, options: LayerOpenOptions): Promise<Layer>;
+}
+
+export interface LayerOpenOptions {
+  readonly readOnly: boolean;
+  /** Open this internal snapshot (id, then name) instead of the live state; read-only. */
+  readonly snapshot?: string | undefined;
+  /** Warnings about the image become failures. */
+  readonly strict?: boolean | undefined;
+  /** Describe only: do not open further files (data files) and do not refuse features that only matter for reading data. */
+  readonly metadataOnly?: boolean | undefined;
+  readonly context: LayerContext;
+}
+
+/** What a layer needs of the process around it. */
+export interface LayerContext {
+  readonly cache: BlockCache;
+  /** Opens a further file that the image names (data file, extent): gate, then open, then lock. `reference` as written in the image. */
+  openReferenced(
+    reference: string,
+    from: Storage,
+    kind: ReferenceKind,
+    options: { readOnly: boolean },
+  ): Promise<Storage>;
+  /** Something is odd but not fatal. One sentence, without the path. */
+  warn(message: string, from: Storage): void;
+}

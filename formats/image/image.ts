@@ -1,0 +1,61 @@
+import type { IoVec } from '../core/iov.ts';
+import type { ExtentBuffer } from './extent.ts';
+import type { ResizeOptions } from './layer.ts';
+
+/**
+ * A disk: what SCSI, NBD and convert consume. A chain of layers is one, an NBD client is another. All offsets and lengths are guest bytes.
+ *
+ * Every call checks its range against `size` and throws OUT_OF_RANGE. Writers that overlap are serialized in the order of their calls.
+ */
+export interface Image {
+  /** Path or URL, as the user named it. */
+  readonly path: string;
+  /** Format of the top layer. */
+  readonly format: string;
+  /** Bytes. Changes by resize(). */
+  readonly size: number;
+  readonly readOnly: boolean;
+  readonly limits: ImageLimits;
+
+  /**
+   * Reads now, if mapping and data are at hand; nothing is allocated and no promise made.
+   *
+   * @returns false: iov may hold anything, nothing else changed; call readv
+   */
+  tryReadv(offset: number, iov: IoVec): boolean;
+  readv(offset: number, iov: IoVec): Promise<void>;
+  /** Writes now, if that is quick. @returns false when no byte was written: call writev */
+  tryWritev(offset: number, iov: IoVec): boolean;
+  /** @throws {LunetteError} READ_ONLY, NO_SPACE, IO, CORRUPT: after an error the range holds old or new bytes */
+  writev(offset: number, iov: IoVec): Promise<void>;
+  /** Zeros a range. @param unmap give its space back where possible, else keep it allocated where it is */
+  writeZeroes(offset: number, length: number, unmap: boolean): Promise<void>;
+  /** Gives space back as far as units of the format allow; what was given back reads as zeros. Parts of units keep their data. */
+  discard(offset: number, length: number): Promise<void>;
+  /**
+   * Reads a range, lets `change` alter the bytes, writes them back when it returns true; no other change comes in between.
+   */
+  readModifyWrite(offset: number, length: number, change: (bytes: Uint8Array) => boolean): Promise<void>;
+  /** Makes every change that had completed durable. After a failure the image takes no more writes. */
+  flush(): Promise<void>;
+
+  /**
+   * Extents from `offset` on with the layer that decided; ABSENT where no layer holds it (reads as zeros). May end early, see out.end.
+   */
+  map(offset: number, length: number, out: ExtentBuffer): Promise<number>;
+  resize(size: number, options?: Partial<ResizeOptions>): Promise<void>;
+  /** Called after the size has changed. @returns a function that ends it */
+  onResize(listener: (size: number) => void): () => void;
+  /** Flushes and closes. Waits for calls in flight. Safe to call twice. */
+  close(): Promise<void>;
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+export interface ImageLimits {
+  /** Writes of this size and alignment allocate without copying (cluster size of the top layer; 1 for raw). */
+  readonly allocationUnit: number;
+  /** Discards below this size and alignment have no effect; 0: discard does nothing at all. */
+  readonly discardUnit: number;
+  /** writeZeroes of this alignment is metadata only. */
+  readonly zeroUnit: number;
+}

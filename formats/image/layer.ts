@@ -1,0 +1,164 @@
+import type { IoVec } from '../core/iov.ts';
+import type { Storage } from '../storage/storage.ts';
+import type { ExtentBuffer } from './extent.ts';
+import type { LeaseBook } from './lease.ts';
+
+/**
+ * One image file without its parents: what raw, qcow2, vmdk and vdi implement. A layer says where bytes are and makes room for
+ * new ones; moving plain data, bounds, zero fill, copy-on-write and the chain are the mover's (chain.ts).
+ *
+ * The mover calls with ranges inside [0, size), and never runs reserve/zero/release concurrently over overlapping ranges (rounded to
+ * limits.allocationUnit); over disjoint ranges it does.
+ */
+export interface Layer {
+  /** Driver name: `raw`, `qcow2`, … */
+  readonly format: string;
+  /** Guest size, bytes. */
+  readonly size: number;
+  readonly readOnly: boolean;
+  /** The file that the layer was opened from; further ones are named by its extents. */
+  readonly storage: Storage;
+  readonly limits: LayerLimits;
+  /** What this layer says its parent is; undefined for a base. */
+  readonly parent: ParentReference | undefined;
+  /** Readers in flight on this layer's space (shared with snapshot views of the same file). */
+  readonly leases: LeaseBook;
+
+  /**
+   * Fills `out` with the extents from `offset` on, up to `length` bytes or the buffer's capacity, from memory.
+   *
+   * @returns the number of extents; -1 when that needs I/O (out is undefined then)
+   */
+  tryMap(offset: number, length: number, out: ExtentBuffer): number;
+  /** As tryMap, reading tables as needed. @throws {ImageError} CORRUPT, UNSUPPORTED */
+  map(offset: number, length: number, out: ExtentBuffer): Promise<number>;
+
+  /** Reads from an OPAQUE extent when its bytes are at hand (in the cache). Arguments as readOpaque. */
+  tryReadOpaque(extents: ExtentBuffer, index: number, offset: number, iov: IoVec): boolean;
+  /**
+   * Reads bytes of an OPAQUE extent.
+   *
+   * @param extents a mapping from this layer, @param index the extent in it
+   * @param offset guest offset inside the extent; byteLength(iov) bytes that do not leave it
+   */
+  readOpaque(extents: ExtentBuffer, index: number, offset: number, iov: IoVec): Promise<void>;
+
+  /**
+   * Before the first change of a session: whatever the format wants on disk by then (autoclear bits, dirty flags, CID). The mover calls
+   * it once, and again after it failed; no WRITABLE flag matters before.
+   */
+  beginWrite(): Promise<void>;
+  /**
+   * Allocates space for a write where the mapping is not WRITABLE.
+   *
+   * @param offset start of a run of extents that cannot be written in place; `length` may be cut short: see Reservation.end
+   * @throws {StorageError} NO_SPACE and others, with nothing allocated; {ImageError} CORRUPT
+   */
+  reserve(offset: number, length: number): Promise<Reservation>;
+  /**
+   * Makes a range read as zeros by metadata alone. Range aligned to limits.zeroUnit, where the image's end counts as aligned.
+   *
+   * @param unmap also give its space back
+   * @returns false when the format cannot (nothing changed): the mover writes zeros
+   */
+  zero(offset: number, length: number, unmap: boolean): Promise<boolean>;
+  /**
+   * Discards a range (aligned to limits.discardUnit, image end counts as aligned): gives its space back; it reads as zeros then.
+   *
+   * @returns false when the format cannot: the data stays
+   */
+  release(offset: number, length: number): Promise<boolean>;
+  /** Changes the guest size. New space reads as zeros also over a longer parent. */
+  resize(size: number, options: ResizeOptions): Promise<void>;
+  /**
+   * Makes all completed writes and committed reservations durable: data, then metadata in the format's order. Calls never overlap.
+   */
+  flush(): Promise<void>;
+  /** Writes what is left, clears flags that say "open for writing", closes storages. No call is in flight. Safe after a failed flush. */
+  close(): Promise<void>;
+
+  /** What the image is, for people and for `info`. Never follows references. */
+  describe(): Promise<LayerInfo>;
+}
+
+export interface ResizeOptions {
+  shrink: boolean;
+  preallocation: 'off' | 'metadata' | 'falloc' | 'full';
+}
+
+export interface LayerLimits {
+  /** Allocation happens in units of this many bytes (cluster, grain, block); 1 when writes never allocate. */
+  readonly allocationUnit: number;
+  /** zero() takes ranges of this alignment. */
+  readonly zeroUnit: number;
+  /** release() takes ranges of this alignment; 0 when it always refuses. */
+  readonly discardUnit: number;
+}
+
+/** How an image names its parent; a resolver finds it, the gate judges it. */
+export interface ParentReference {
+  /** Path or URL as written in the image; undefined when only ids are known (VDI). */
+  readonly path: string | undefined;
+  /** Format as written in the image; undefined: probe, with the dangers that has. */
+  readonly format: string | undefined;
+  /** Ids that the parent must have (VMDK CID, VDI UUID), by the name of the parent's field. */
+  readonly expected?: Readonly<Record<string, string>>;
+}
+
+/** Space for a write, not visible yet. Exactly one of commit and abort is called. */
+export interface Reservation {
+  /** Guest offset behind what is covered; more than the offset asked for. */
+  readonly end: number;
+  /**
+   * In guest order, without gaps, together covering [start rounded down, end rounded up) in allocation units where those are new;
+   * a region never crosses a file. Inside the written range the request's bytes go there, outside it what `fill` says.
+   */
+  readonly regions: readonly Region[];
+  /** All bytes are in place: makes the mapping visible. Durable with the next flush. */
+  commit(): Promise<void>;
+  /** Gives the space back; the old mapping stays. Never throws. */
+  abort(): Promise<void>;
+}
+
+export interface Region {
+  readonly storage: Storage;
+  readonly storageOffset: number;
+  readonly length: number;
+  readonly guestOffset: number;
+  /** What the part of the region that the request does not write must hold: what the image shows there now, or zeros. */
+  readonly fill: 'current' | 'zero';
+  /** The space reads as zeros already: zeros need not be written. */
+  readonly fresh: boolean;
+}
+
+/** Facts about one image file, format-neutral; `specific` as QEMU's format-specific data (names as in its JSON). */
+export interface LayerInfo {
+  readonly format: string;
+  readonly virtualSize: number;
+  /** Bytes that the files take on the host, when known. */
+  readonly actualSize?: number;
+  readonly clusterSize?: number;
+  readonly encrypted?: boolean;
+  readonly compressed?: boolean;
+  readonly dirty: boolean;
+  readonly backingFile?: string;
+  readonly backingFormat?: string;
+  readonly snapshots?: readonly SnapshotInfo[];
+  /** `data` of QEMU's format-specific, without `type`. */
+  readonly specific?: Readonly<Record<string, unknown>>;
+  /** Further files of the image (data files, extents): QEMU's children, name → path. */
+  readonly children?: readonly { name: string; path: string }[];
+}
+
+export interface SnapshotInfo {
+  readonly id: string;
+  readonly name: string;
+  readonly vmStateSize: number;
+  readonly dateSeconds: number;
+  readonly dateNanoseconds: number;
+  readonly vmClockSeconds: number;
+  readonly vmClockNanoseconds: number;
+  readonly icount?: number;
+  /** Guest disk size when it was taken; undefined: as the image's. */
+  readonly diskSize?: number;
+}
