@@ -37,7 +37,7 @@ export class ExtentBuffer {
   /** DATA, OPAQUE and ALLOCATED: where the bytes are in `storages[i]`. For OPAQUE the layer may keep a host offset or any token of its own. */
   readonly storageOffsets: Float64Array;
   readonly storages: (Storage | null)[];
-  /** Index of the layer that decided, 0 = top: filled in by the chain, layers leave it alone. */
+  /** Index of the layer that decided, 0 = top: the chain's business, layers leave it 0. */
   readonly depths: Uint16Array;
 
   constructor(capacity = 64) {
@@ -63,14 +63,22 @@ export class ExtentBuffer {
    *
    * @returns false when the buffer is full and nothing was appended
    */
-  append(kind: ExtentKind, length: number, storage: Storage | null = null, storageOffset = 0, flags = 0): boolean {
+  append(
+    kind: ExtentKind,
+    length: number,
+    storage: Storage | null = null,
+    storageOffset = 0,
+    flags = 0,
+    depth = 0,
+  ): boolean {
     const last = this.count - 1;
     if (
       last >= 0 &&
       this.kinds[last] === kind &&
       kind !== OPAQUE &&
       this.flags[last] === flags &&
-      this.storages[last] === storage
+      this.storages[last] === storage &&
+      this.depths[last] === depth
     ) {
       const placed = kind === DATA || (flags & ALLOCATED) !== 0;
       if (!placed || (this.storageOffsets[last] as number) + (this.lengths[last] as number) === storageOffset) {
@@ -87,7 +95,7 @@ export class ExtentBuffer {
     this.lengths[i] = length;
     this.storages[i] = storage;
     this.storageOffsets[i] = storageOffset;
-    this.depths[i] = 0;
+    this.depths[i] = depth;
     this.count = i + 1;
     this.end += length;
     return true;

@@ -1,0 +1,471 @@
+import { LunetteError } from '../core/errors.ts';
+import { IoVec } from '../core/iov.ts';
+import { Lifetime } from '../core/lifetime.ts';
+import { type RangeHold, RangeLock } from '../core/range-lock.ts';
+import { alignDown, alignUp } from '../core/units.ts';
+import { ChainReader, settle } from './chain-read.ts';
+import { DATA, ExtentBuffer, WRITABLE } from './extent.ts';
+import type { Image, ImageLimits } from './image.ts';
+import type { Layer, Region, Reservation, ResizeOptions } from './layer.ts';
+
+/** Most bytes of explicit zeros in one write. */
+const ZERO_CHUNK = 1024 * 1024;
+const ZEROS = new Uint8Array(64 * 1024);
+
+/**
+ * The one mover: a disk made of layers, top first. Bounds, chain, zero fill, copy-on-write, ordering of writers and flush exist
+ * here once, above all formats.
+ *
+ * Ordering: writers hold their guest range (rounded to allocation units where they allocate); readers hold nothing, they only wait for
+ * earlier overlapping writers. The synchronous calls refuse while anything overlapping is held or awaited.
+ */
+export class ChainImage implements Image {
+  readonly path: string;
+  readonly layers: readonly Layer[];
+  readonly readOnly: boolean;
+  readonly limits: ImageLimits;
+  readonly #top: Layer;
+  readonly #reader: ChainReader;
+  readonly #locks = new RangeLock();
+  readonly #lifetime: Lifetime;
+  readonly #release: () => Promise<void>;
+  /** For the synchronous path: what was mapped last. */
+  readonly #extents = new ExtentBuffer();
+  readonly #resizeListeners = new Set<(size: number) => void>();
+  /** beginWrite() has succeeded. */
+  #begun = false;
+  #beginning: Promise<void> | undefined;
+  /** A flush failed for another reason than a full disk: what was acknowledged may be lost, so nothing more is. */
+  #failed: LunetteError | undefined;
+  #flushing: Promise<void> | undefined;
+  #nextFlush: Promise<void> | undefined;
+
+  /**
+   * @param layers top first, at least one; the image takes them over
+   * @param options.release closes the layers, or gives them back to whoever shares them; default: closes all
+   */
+  constructor(
+    layers: readonly Layer[],
+    options: { path?: string; readOnly?: boolean; release?: () => Promise<void> } = {},
+  ) {
+    const top = layers[0];
+    if (top === undefined) throw new LunetteError('INVALID', 'an image needs at least one layer');
+    this.layers = layers;
+    this.#top = top;
+    this.path = options.path ?? top.storage.path;
+    this.readOnly = top.readOnly || (options.readOnly ?? false);
+    this.limits = top.limits;
+    this.#reader = new ChainReader(layers);
+    this.#lifetime = new Lifetime(this.path);
+    this.#release = options.release ?? (() => closeLayers(layers));
+  }
+
+  get format(): string {
+    return this.#top.format;
+  }
+
+  get size(): number {
+    return this.#top.size;
+  }
+
+  tryReadv(offset: number, iov: IoVec): boolean {
+    const length = iov.byteLength;
+    this.#checkRange(offset, length);
+    if (this.#lifetime.closed || this.#locks.overlaps(offset, length)) return false;
+    return length === 0 || this.#reader.tryRead(0, offset, iov);
+  }
+
+  async readv(offset: number, iov: IoVec): Promise<void> {
+    this.#checkRange(offset, iov.byteLength);
+    this.#lifetime.enter();
+    try {
+      await this.#locks.passed(offset, iov.byteLength);
+      await this.#reader.read(0, offset, iov);
+    } finally {
+      this.#lifetime.leave();
+    }
+  }
+
+  tryWritev(offset: number, iov: IoVec): boolean {
+    const length = iov.byteLength;
+    this.#checkWrite(offset, length);
+    if (!this.#begun || this.#lifetime.closed || this.#locks.overlaps(offset, length)) return false;
+    const extents = this.#extents;
+    if (this.#top.tryMap(offset, length, extents) !== 1 || extents.end < offset + length) return false;
+    if (extents.kinds[0] !== DATA || ((extents.flags[0] as number) & WRITABLE) === 0) return false;
+    return extents.storages[0]?.tryWritev(extents.storageOffsets[0] as number, iov) ?? false;
+  }
+
+  async writev(offset: number, iov: IoVec): Promise<void> {
+    this.#checkWrite(offset, iov.byteLength);
+    if (iov.byteLength === 0) return;
+    await this.#change(async () => {
+      const hold = await this.#lockForWrite(offset, iov.byteLength);
+      try {
+        await this.#write(offset, iov);
+      } finally {
+        this.#locks.release(hold);
+      }
+    });
+  }
+
+  async writeZeroes(offset: number, length: number, unmap: boolean): Promise<void> {
+    this.#checkWrite(offset, length);
+    if (length === 0) return;
+    await this.#change(async () => {
+      const unit = Math.max(this.limits.zeroUnit, this.limits.allocationUnit, 1);
+      const hold = await this.#lockRounded(offset, length, unit);
+      try {
+        const end = offset + length;
+        const zeroUnit = this.limits.zeroUnit;
+        const start = zeroUnit === 0 ? end : Math.min(end, alignUp(offset, zeroUnit));
+        const stop = zeroUnit === 0 ? end : end === this.size ? end : Math.max(start, alignDown(end, zeroUnit));
+        if (offset < start) await this.#writeZeros(offset, start - offset);
+        if (start < stop && !(await this.#top.zero(start, stop - start, unmap)))
+          await this.#writeZeros(start, stop - start);
+        if (stop < end) await this.#writeZeros(stop, end - stop);
+      } finally {
+        this.#locks.release(hold);
+      }
+    });
+  }
+
+  async discard(offset: number, length: number): Promise<void> {
+    this.#checkWrite(offset, length);
+    const unit = this.limits.discardUnit;
+    if (unit === 0) return;
+    const start = alignUp(offset, unit);
+    const end = offset + length === this.size ? this.size : alignDown(offset + length, unit);
+    if (start >= end) return;
+    await this.#change(async () => {
+      const hold = await this.#lockRounded(start, end - start, Math.max(unit, this.limits.allocationUnit));
+      try {
+        await this.#top.release(start, end - start);
+      } finally {
+        this.#locks.release(hold);
+      }
+    });
+  }
+
+  async readModifyWrite(offset: number, length: number, change: (bytes: Uint8Array) => boolean): Promise<void> {
+    this.#checkWrite(offset, length);
+    if (length === 0) return;
+    await this.#change(async () => {
+      const hold = await this.#lockForWrite(offset, length);
+      try {
+        const bytes = new Uint8Array(length);
+        const iov = IoVec.of(bytes);
+        await this.#reader.read(0, offset, iov);
+        if (change(bytes)) await this.#write(offset, iov);
+      } finally {
+        this.#locks.release(hold);
+      }
+    });
+  }
+
+  /** Callers that come while a flush runs share the next one: theirs must begin after their writes. */
+  flush(): Promise<void> {
+    if (this.readOnly) return Promise.resolve();
+    if (this.#failed !== undefined) return Promise.reject(this.#failed);
+    if (this.#flushing === undefined) {
+      this.#flushing = this.#flushOnce().finally(() => {
+        this.#flushing = undefined;
+      });
+      return this.#flushing;
+    }
+    this.#nextFlush ??= this.#flushing
+      .catch(() => undefined)
+      .then(() => {
+        this.#nextFlush = undefined;
+        return this.flush();
+      });
+    return this.#nextFlush;
+  }
+
+  async #flushOnce(): Promise<void> {
+    this.#lifetime.enter();
+    try {
+      await this.#top.flush();
+    } catch (error) {
+      // A full disk can be mended and the write tried again; after anything else nobody knows what the disk holds.
+      if (!(error instanceof LunetteError) || error.code !== 'NO_SPACE') {
+        this.#failed = new LunetteError(
+          'IO',
+          'writing back failed, the image takes no more writes until it is opened again',
+          {
+            path: this.path,
+            cause: error,
+          },
+        );
+      }
+      throw error;
+    } finally {
+      this.#lifetime.leave();
+    }
+  }
+
+  async map(offset: number, length: number, out: ExtentBuffer): Promise<number> {
+    this.#checkRange(offset, length);
+    this.#lifetime.enter();
+    try {
+      out.begin(offset);
+      if (length > 0) await this.#reader.map(0, offset, length, out);
+      return out.count;
+    } finally {
+      this.#lifetime.leave();
+    }
+  }
+
+  async resize(size: number, options: Partial<ResizeOptions> = {}): Promise<void> {
+    if (this.readOnly) throw this.#readOnlyError(0);
+    if (!Number.isSafeInteger(size) || size < 0)
+      throw new LunetteError('INVALID', `${size} is no size`, { path: this.path });
+    await this.exclusive(async () => {
+      await this.#begin();
+      await this.#top.resize(size, { shrink: options.shrink ?? false, preallocation: options.preallocation ?? 'off' });
+    });
+    for (const listener of this.#resizeListeners) listener(size);
+  }
+
+  /** Runs something while no write is in flight; writes that come meanwhile wait. */
+  async exclusive<T>(act: () => Promise<T>): Promise<T> {
+    this.#lifetime.enter();
+    try {
+      const hold = await this.#locks.acquire(0, Number.POSITIVE_INFINITY);
+      try {
+        return await act();
+      } finally {
+        this.#locks.release(hold);
+      }
+    } finally {
+      this.#lifetime.leave();
+    }
+  }
+
+  onResize(listener: (size: number) => void): () => void {
+    this.#resizeListeners.add(listener);
+    return () => this.#resizeListeners.delete(listener);
+  }
+
+  close(): Promise<void> {
+    return this.#lifetime.close(async () => {
+      try {
+        await this.#flushing?.catch(() => undefined);
+        if (!this.readOnly && this.#failed === undefined) await this.#top.flush();
+      } finally {
+        await this.#release();
+      }
+    });
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /** Runs a change: counted, refused after a failed flush, and only once the format is ready to be written. */
+  async #change(act: () => Promise<void>): Promise<void> {
+    this.#lifetime.enter();
+    try {
+      if (!this.#begun) await this.#begin();
+      await act();
+    } finally {
+      this.#lifetime.leave();
+    }
+  }
+
+  #begin(): Promise<void> {
+    this.#beginning ??= this.#top.beginWrite().then(
+      () => {
+        this.#begun = true;
+      },
+      (error: unknown) => {
+        this.#beginning = undefined; // to be tried again by the next write
+        throw error;
+      },
+    );
+    return this.#beginning;
+  }
+
+  /** Locks exactly the range when all of it can be written in place, else the allocation units it touches. */
+  async #lockForWrite(offset: number, length: number): Promise<RangeHold> {
+    const unit = this.limits.allocationUnit;
+    if (unit > 1) {
+      if (!this.#inPlace(offset, length)) return this.#lockRounded(offset, length, unit);
+      const hold = await this.#locks.acquire(offset, length);
+      if (this.#inPlace(offset, length)) return hold;
+      // Somebody before us discarded or moved it.
+      this.#locks.release(hold);
+      return this.#lockRounded(offset, length, unit);
+    }
+    return this.#locks.acquire(offset, length);
+  }
+
+  #lockRounded(offset: number, length: number, unit: number): RangeHold | Promise<RangeHold> {
+    const start = alignDown(offset, unit);
+    return this.#locks.acquire(start, alignUp(offset + length, unit) - start);
+  }
+
+  #inPlace(offset: number, length: number): boolean {
+    const extents = this.#extents;
+    if (this.#top.tryMap(offset, length, extents) < 0 || extents.end < offset + length) return false;
+    for (let i = 0; i < extents.count; i++) {
+      if (extents.kinds[i] !== DATA || ((extents.flags[i] as number) & WRITABLE) === 0) return false;
+    }
+    return true;
+  }
+
+  /** Writes a range that is locked. */
+  async #write(offset: number, iov: IoVec): Promise<void> {
+    if (this.#failed !== undefined) throw this.#failed;
+    const top = this.#top;
+    const end = offset + iov.byteLength;
+    const extents = new ExtentBuffer();
+    const pending: Promise<void>[] = [];
+    try {
+      for (let at = offset; at < end; ) {
+        if (top.tryMap(at, end - at, extents) < 0) await top.map(at, end - at, extents);
+        let i = 0;
+        for (; i < extents.count && isWritable(extents, i); i++) {
+          const start = extents.offsets[i] as number;
+          const part = iov.slice(start - offset, extents.lengths[i] as number);
+          const storage = extents.storages[i] as NonNullable<(typeof extents.storages)[0]>;
+          const storageOffset = extents.storageOffsets[i] as number;
+          if (!storage.tryWritev(storageOffset, part)) pending.push(storage.writev(storageOffset, part));
+        }
+        if (i === extents.count) {
+          at = extents.end;
+          continue;
+        }
+        // A run that has no place of its own yet. The mapping behind it is looked up again: reserving may have moved it.
+        const start = extents.offsets[i] as number;
+        while (i < extents.count && !isWritable(extents, i)) i++;
+        const stop = i < extents.count ? (extents.offsets[i] as number) : extents.end;
+        at = await this.#allocate(start, stop, offset, iov);
+      }
+    } finally {
+      await settle(pending);
+    }
+  }
+
+  /** Writes the start of [start, stop) into new space. @returns the guest offset up to which it got */
+  async #allocate(start: number, stop: number, offset: number, iov: IoVec): Promise<number> {
+    const reservation = await this.#top.reserve(start, stop - start);
+    const end = Math.min(reservation.end, stop);
+    try {
+      await settle(this.#fillRegions(reservation, start, end, offset, iov));
+    } catch (error) {
+      await reservation.abort();
+      throw error;
+    }
+    await reservation.commit();
+    return end;
+  }
+
+  /** Begins all writes of a reservation: regions that touch in the file go in one. */
+  #fillRegions(reservation: Reservation, start: number, end: number, offset: number, iov: IoVec): Promise<void>[] {
+    const pending: Promise<void>[] = [];
+    let run: Region[] = [];
+    for (const region of reservation.regions) {
+      const last = run[run.length - 1];
+      if (
+        last !== undefined &&
+        (last.storage !== region.storage || last.storageOffset + last.length !== region.storageOffset)
+      ) {
+        pending.push(this.#fillRun(run, start, end, offset, iov));
+        run = [];
+      }
+      run.push(region);
+    }
+    if (run.length > 0) pending.push(this.#fillRun(run, start, end, offset, iov));
+    return pending;
+  }
+
+  async #fillRun(run: readonly Region[], start: number, end: number, offset: number, iov: IoVec): Promise<void> {
+    const storage = (run[0] as Region).storage;
+    let at = (run[0] as Region).storageOffset;
+    const list = new IoVec();
+    const write = async () => {
+      if (list.byteLength > 0) await storage.writev(at, list);
+      at += list.byteLength;
+      list.clear();
+    };
+    for (const region of run) {
+      const regionEnd = region.guestOffset + region.length;
+      const from = Math.min(Math.max(start, region.guestOffset), regionEnd);
+      const to = Math.max(Math.min(end, regionEnd), from);
+      for (const [guest, length] of [
+        [region.guestOffset, from - region.guestOffset],
+        [to, regionEnd - to],
+      ] as const) {
+        if (guest === to && to > from) list.appendSlice(iov, from - offset, to - from);
+        if (length === 0) continue;
+        const zero = region.fill === 'zero' || this.#readsZero(guest, length);
+        if (zero && region.fresh) {
+          await write();
+          at += length; // reads as zeros already
+        } else if (zero) {
+          appendZeros(list, length);
+        } else {
+          const bytes = new Uint8Array(length);
+          await this.#reader.read(0, guest, IoVec.of(bytes));
+          list.append(bytes);
+        }
+      }
+    }
+    await write();
+  }
+
+  /** As the reader's, for ranges that may end behind the image (the rest of its last cluster). */
+  #readsZero(offset: number, length: number): boolean {
+    return this.#reader.readsZero(0, offset, length);
+  }
+
+  /** Writes zeros over a locked range, leaving alone what is known to read as zeros. */
+  async #writeZeros(offset: number, length: number): Promise<void> {
+    const list = new IoVec();
+    for (let at = offset; at < offset + length; ) {
+      const take = Math.min(ZERO_CHUNK, offset + length - at);
+      if (!this.#readsZero(at, take)) {
+        list.clear();
+        appendZeros(list, take);
+        await this.#write(at, list);
+      }
+      at += take;
+    }
+  }
+
+  #checkRange(offset: number, length: number): void {
+    if (offset < 0 || length < 0 || offset + length > this.#top.size || !Number.isSafeInteger(offset)) {
+      throw new LunetteError(
+        'OUT_OF_RANGE',
+        `${length} bytes at ${offset} are outside the image of ${this.#top.size} bytes`,
+        {
+          path: this.path,
+        },
+      );
+    }
+  }
+
+  #checkWrite(offset: number, length: number): void {
+    if (this.readOnly) throw this.#readOnlyError(offset);
+    if (this.#failed !== undefined) throw this.#failed;
+    this.#checkRange(offset, length);
+  }
+
+  #readOnlyError(offset: number): LunetteError {
+    return new LunetteError('READ_ONLY', 'the image is open read-only', { path: this.path, offset });
+  }
+}
+
+function isWritable(extents: ExtentBuffer, index: number): boolean {
+  return extents.kinds[index] === DATA && ((extents.flags[index] as number) & WRITABLE) !== 0;
+}
+
+function appendZeros(list: IoVec, length: number): void {
+  for (let left = length; left > 0; left -= ZEROS.length) list.append(ZEROS, 0, Math.min(left, ZEROS.length));
+}
+
+/** Closes all layers, also when one fails; throws the first failure. */
+export async function closeLayers(layers: readonly Layer[]): Promise<void> {
+  await settle(layers.map((layer) => layer.close()));
+}

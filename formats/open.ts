@@ -1,0 +1,315 @@
+import { SharedBlockCache } from './cache/block-cache.ts';
+import type { BlockCache } from './cache/cache.ts';
+import { ImageError, LunetteError } from './core/errors.ts';
+import { MiB } from './core/units.ts';
+import type { FormatDriver, LayerContext } from './driver.ts';
+import { ChainImage } from './image/chain.ts';
+import { settle } from './image/chain-read.ts';
+import { DirectoryGate, type OpenGate, type ReferenceKind } from './image/gate.ts';
+import type { Layer } from './image/layer.ts';
+import { DRIVERS, driverOf, probe } from './registry.ts';
+import { openFileStorage } from './storage/file.ts';
+import type { LockMode, Storage, StorageOpener } from './storage/storage.ts';
+
+/** Longest chain of backing files; QEMU has no limit and runs out of descriptors. */
+const MAX_DEPTH = 200;
+
+export interface ImageHostOptions {
+  /** Shared by all images of the host. Default: a new one of 64 MiB. */
+  cache?: BlockCache;
+  /** How files are opened. Default: plain Node. */
+  openStorage?: StorageOpener;
+  /** Judges files that images name. Default: an image's own directory and below, and its backing files' in turn. */
+  gate?: OpenGate;
+  warn?: (message: string, path: string) => void;
+  drivers?: readonly FormatDriver[];
+}
+
+export interface OpenImageOptions {
+  /** Trust no probing. */
+  format?: string | undefined;
+  /** Default false. */
+  readOnly?: boolean | undefined;
+  /** An internal snapshot (id, then name) instead of the live state; implies readOnly. */
+  snapshot?: string | undefined;
+  /** `shared` (force-share) reads whatever others do meanwhile. Only for reading. */
+  lock?: 'default' | 'shared' | undefined;
+  /** Warnings about the image become failures. */
+  strict?: boolean | undefined;
+}
+
+/** A read-only layer that several images of this host stand on. */
+interface SharedLayer {
+  readonly layer: Promise<Layer>;
+  users: number;
+}
+
+/**
+ * Opens images for one process: one cache, one lock per file, shared base images.
+ *
+ * A file is open once for writing or any number of times for reading; a base image under many overlays is opened, locked and
+ * cached once.
+ */
+export class ImageHost {
+  readonly cache: BlockCache;
+  readonly #openStorage: StorageOpener;
+  readonly #gate: OpenGate;
+  readonly #warn: (message: string, path: string) => void;
+  readonly #drivers: readonly FormatDriver[];
+  /** Storage ids open for writing, with the path they were opened by. */
+  readonly #writers = new Map<string, string>();
+  /** Storage ids open for reading, with how many opens. */
+  readonly #readers = new Map<string, number>();
+  readonly #bases = new Map<string, SharedLayer>();
+  readonly #images = new Set<ChainImage>();
+
+  constructor(options: ImageHostOptions = {}) {
+    this.cache = options.cache ?? new SharedBlockCache(64 * MiB);
+    this.#openStorage = options.openStorage ?? openFileStorage;
+    this.#gate = options.gate ?? new DirectoryGate({ ownDirectory: true });
+    this.#warn = options.warn ?? (() => undefined);
+    this.#drivers = options.drivers ?? DRIVERS;
+  }
+
+  /**
+   * Opens an image with everything below it.
+   *
+   * @throws {LunetteError} NOT_FOUND, ACCESS, LOCKED, DENIED, BAD_HEADER and others, with the path of the file at fault
+   */
+  async open(path: string, options: OpenImageOptions = {}): Promise<ChainImage> {
+    const readOnly = (options.readOnly ?? false) || options.snapshot !== undefined;
+    const shared = options.lock === 'shared';
+    if (shared && !readOnly)
+      throw new LunetteError('INVALID', 'only a read-only open can share the image with writers', { path });
+    const releases: (() => Promise<void>)[] = [];
+    try {
+      const top = await this.#openTop(path, readOnly, shared, options);
+      releases.push(() => top.close());
+      const layers = [top];
+      await this.#openParents(layers, releases, shared, options.strict ?? false);
+      const image: ChainImage = new ChainImage(layers, {
+        path,
+        readOnly,
+        release: async () => {
+          this.#images.delete(image);
+          await settle(releases.map((release) => release()));
+        },
+      });
+      this.#images.add(image);
+      return image;
+    } catch (error) {
+      await settle(releases.map((release) => release())).catch(() => undefined);
+      if (error instanceof LunetteError) error.path ??= path;
+      throw error;
+    }
+  }
+
+  /**
+   * Opens one file without following anything it names: to say what it is. Reading guest data through it may fail.
+   */
+  async openLayer(path: string, options: OpenImageOptions = {}): Promise<Layer> {
+    const storage = await this.#openFile(path, true, options.lock === 'shared' ? 'shared' : 'read');
+    return this.#openDriver(storage, options.format, {
+      readOnly: true,
+      metadataOnly: true,
+      snapshot: options.snapshot,
+      strict: options.strict,
+    });
+  }
+
+  /** Closes all images that are still open. */
+  async close(): Promise<void> {
+    await settle([...this.#images].map((image) => image.close()));
+  }
+
+  async #openTop(path: string, readOnly: boolean, shared: boolean, options: OpenImageOptions): Promise<Layer> {
+    const storage = await this.#openFile(path, readOnly, shared ? 'shared' : readOnly ? 'read' : 'write');
+    return this.#openDriver(storage, options.format, { readOnly, snapshot: options.snapshot, strict: options.strict });
+  }
+
+  /** Opens a file with its lock and its entry in the books; both end when the storage closes. */
+  async #openFile(path: string, readOnly: boolean, mode: LockMode): Promise<Storage> {
+    const storage = await this.#openStorage(path, { readOnly });
+    try {
+      this.#admitSharing(storage, readOnly, mode);
+      await storage.lock(mode);
+    } catch (error) {
+      await storage.close();
+      throw error;
+    }
+    return this.#entered(storage, readOnly);
+  }
+
+  /** Locks of two opens in one process do not see each other as others do: who may open what is decided here. */
+  #admitSharing(storage: Storage, readOnly: boolean, mode: LockMode): void {
+    if (mode === 'shared') return;
+    const writer = this.#writers.get(storage.id);
+    if (writer !== undefined) {
+      throw new ImageError('LOCKED', `this process has it open for writing already, as ${writer}`, {
+        path: storage.path,
+      });
+    }
+    if (!readOnly && (this.#readers.get(storage.id) ?? 0) > 0) {
+      throw new ImageError('LOCKED', 'this process reads it already, perhaps as the base of another image', {
+        path: storage.path,
+      });
+    }
+  }
+
+  #entered(storage: Storage, readOnly: boolean): Storage {
+    if (readOnly) this.#readers.set(storage.id, (this.#readers.get(storage.id) ?? 0) + 1);
+    else this.#writers.set(storage.id, storage.path);
+    const close = storage.close.bind(storage);
+    let closing: Promise<void> | undefined;
+    storage.close = () => {
+      closing ??= close().finally(() => {
+        if (!readOnly) this.#writers.delete(storage.id);
+        else {
+          const left = (this.#readers.get(storage.id) ?? 1) - 1;
+          if (left > 0) this.#readers.set(storage.id, left);
+          else this.#readers.delete(storage.id);
+        }
+      });
+      return closing;
+    };
+    return storage;
+  }
+
+  async #openDriver(
+    storage: Storage,
+    format: string | undefined,
+    options: { readOnly: boolean; snapshot?: string | undefined; strict?: boolean | undefined; metadataOnly?: boolean },
+  ): Promise<Layer> {
+    let driver: FormatDriver;
+    try {
+      driver =
+        format === undefined ? await probe(storage, this.#drivers) : driverOf(format, this.#drivers, storage.path);
+    } catch (error) {
+      await storage.close();
+      throw error;
+    }
+    try {
+      return await driver.open(storage, { ...options, context: this.#context(options.strict ?? false) });
+    } catch (error) {
+      await storage.close(); // the driver has done so; a second close is harmless
+      if (error instanceof LunetteError) error.path ??= storage.path;
+      throw error;
+    }
+  }
+
+  #context(strict: boolean): LayerContext {
+    return {
+      cache: this.cache,
+      openReferenced: async (reference, from, kind, { readOnly }) => {
+        const path = this.#resolve(reference, from, kind);
+        return this.#openFile(path, readOnly, readOnly ? 'read' : 'write');
+      },
+      warn: (message, from) => {
+        if (strict) throw new ImageError('CORRUPT', message, { path: from.path });
+        this.#warn(message, from.path);
+      },
+    };
+  }
+
+  async #openParents(
+    layers: Layer[],
+    releases: (() => Promise<void>)[],
+    shared: boolean,
+    strict: boolean,
+  ): Promise<void> {
+    const seen = new Set<string>();
+    for (let child = layers[0] as Layer; child.parent !== undefined; ) {
+      seen.add(child.storage.id);
+      if (layers.length > MAX_DEPTH) {
+        throw new ImageError('UNSUPPORTED', `its chain of backing files is longer than ${MAX_DEPTH}`, {
+          path: (layers[0] as Layer).storage.path,
+        });
+      }
+      const reference = child.parent.path;
+      if (reference === undefined) {
+        throw new ImageError('NOT_FOUND', 'its parent is known by an id only, and no way to find it was given', {
+          path: child.storage.path,
+        });
+      }
+      const path = this.#resolve(reference, child.storage, 'backing file');
+      const { layer, release } = await this.#openBase(path, child.parent.format, shared, strict).catch(
+        (error: unknown) => {
+          throw asParentError(error, path, child.storage.path);
+        },
+      );
+      releases.push(release);
+      if (seen.has(layer.storage.id)) {
+        throw new ImageError('CORRUPT', `its chain of backing files comes back to ${path}`, {
+          path: (layers[0] as Layer).storage.path,
+        });
+      }
+      layers.push(layer);
+      child = layer;
+    }
+  }
+
+  /** Opens a base image, or joins those who have it open. */
+  async #openBase(
+    path: string,
+    format: string | undefined,
+    shared: boolean,
+    strict: boolean,
+  ): Promise<{ layer: Layer; release: () => Promise<void> }> {
+    // The identity is known only once it is open; a second descriptor of a shared file is closed again.
+    const storage = await this.#openStorage(path, { readOnly: true });
+    const key = `${storage.id} ${format ?? ''} ${shared}`;
+    let base = this.#bases.get(key);
+    if (base !== undefined) {
+      base.users++;
+      await storage.close();
+    } else {
+      base = { layer: this.#openBaseLayer(storage, format, shared, strict), users: 1 };
+      this.#bases.set(key, base);
+    }
+    const entry = base;
+    const release = async () => {
+      if (--entry.users > 0) return;
+      if (this.#bases.get(key) === entry) this.#bases.delete(key);
+      await (await entry.layer.catch(() => undefined))?.close();
+    };
+    try {
+      return { layer: await entry.layer, release };
+    } catch (error) {
+      await release();
+      throw error;
+    }
+  }
+
+  async #openBaseLayer(storage: Storage, format: string | undefined, shared: boolean, strict: boolean): Promise<Layer> {
+    const mode = shared ? 'shared' : 'backing';
+    try {
+      this.#admitSharing(storage, true, mode);
+      await storage.lock(mode);
+    } catch (error) {
+      await storage.close();
+      throw error;
+    }
+    return this.#openDriver(this.#entered(storage, true), format, { readOnly: true, strict });
+  }
+
+  /** The path of a file that an image names, once the gate has let it through. */
+  #resolve(reference: string, from: Storage, kind: ReferenceKind): string {
+    const plain =
+      reference.startsWith('file:') && !reference.startsWith('file://') ? reference.slice('file:'.length) : reference;
+    // As QEMU: a colon before the first slash makes it a protocol; ./a:b escapes.
+    const protocol = /^([^/]*?):/.exec(plain)?.[1];
+    if (protocol !== undefined) {
+      throw new ImageError('UNSUPPORTED', `its ${kind} is ${reference}: ${protocol} is no file`, { path: from.path });
+    }
+    const path = from.resolve(plain);
+    this.#gate.admit(path, from.path, kind);
+    return path;
+  }
+}
+
+/** Says whose parent it was that failed. */
+function asParentError(error: unknown, path: string, child: string): unknown {
+  if (!(error instanceof LunetteError)) return error;
+  if (error.code !== 'NOT_FOUND') return error;
+  return new ImageError('NOT_FOUND', `its backing file ${path} is not there`, { path: child, cause: error });
+}
