@@ -12,6 +12,8 @@ const named = (data) => `${data.file === undefined ? '' : `${relative(process.cw
 function describe(error) {
   if (error?.exitCode !== undefined || error?.signal) return `exit status ${error.exitCode}, signal ${error.signal}`;
   const cause = error?.code === 'ERR_TEST_FAILURE' && error.cause !== undefined ? error.cause : error;
+  // The message of an assertion has the difference already.
+  if (cause?.code === 'ERR_ASSERTION') return cause.stack;
   return cause instanceof Error || typeof cause === 'object' ? inspect(cause, { depth: 4 }) : String(cause);
 }
 
