@@ -2,6 +2,8 @@
 export interface RangeHold {
   readonly start: number;
   readonly end: number;
+  /** The holder may change where the bytes of the range are, not just what they are. */
+  readonly moves: boolean;
 }
 
 interface Entry extends RangeHold {
@@ -35,9 +37,18 @@ export class RangeLock {
     return false;
   }
 
+  /** Whether anything held or awaited overlaps and may move bytes. */
+  overlapsMove(offset: number, length: number): boolean {
+    const end = offset + length;
+    for (const entry of this.#entries) {
+      if (entry.moves && entry.start < end && offset < entry.end) return true;
+    }
+    return false;
+  }
+
   /** Takes a range, waiting for its turn when it must. @returns what to give to release() */
-  acquire(offset: number, length: number): RangeHold | Promise<RangeHold> {
-    const entry: Entry = { start: offset, end: offset + length, blockers: 0, grant: undefined };
+  acquire(offset: number, length: number, moves = true): RangeHold | Promise<RangeHold> {
+    const entry: Entry = { start: offset, end: offset + length, moves, blockers: 0, grant: undefined };
     for (const other of this.#entries) {
       if (other.start < entry.end && entry.start < other.end) entry.blockers++;
     }

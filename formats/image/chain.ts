@@ -1,7 +1,7 @@
 import { LunetteError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
 import { Lifetime } from '../core/lifetime.ts';
-import { type RangeHold, RangeLock } from '../core/range-lock.ts';
+import { RangeLock } from '../core/range-lock.ts';
 import { alignDown, alignUp } from '../core/units.ts';
 import { ChainReader, settle } from './chain-read.ts';
 import { DATA, ExtentBuffer, WRITABLE } from './extent.ts';
@@ -11,6 +11,14 @@ import type { Layer, Region, Reservation, ResizeOptions } from './layer.ts';
 /** Most bytes of explicit zeros in one write. */
 const ZERO_CHUNK = 1024 * 1024;
 const ZEROS = new Uint8Array(64 * 1024);
+
+/** What a change holds while it runs. */
+interface WriteRange {
+  readonly start: number;
+  readonly length: number;
+  /** May change where bytes are. */
+  readonly moves: boolean;
+}
 
 /**
  * The one mover: a disk made of layers, top first. Bounds, chain, zero fill, copy-on-write, ordering of writers and flush exist
@@ -99,35 +107,25 @@ export class ChainImage implements Image {
   async writev(offset: number, iov: IoVec): Promise<void> {
     this.#checkWrite(offset, iov.byteLength);
     if (iov.byteLength === 0) return;
-    await this.#change(async () => {
-      const hold = await this.#lockForWrite(offset, iov.byteLength);
-      try {
-        await this.#write(offset, iov);
-      } finally {
-        this.#locks.release(hold);
-      }
-    });
+    await this.#change(this.#rangeOfWrite(offset, iov.byteLength), () => this.#write(offset, iov));
   }
 
   async writeZeroes(offset: number, length: number, unmap: boolean): Promise<void> {
     this.#checkWrite(offset, length);
     if (length === 0) return;
-    await this.#change(async () => {
-      const unit = Math.max(this.limits.zeroUnit, this.limits.allocationUnit, 1);
-      const hold = await this.#lockRounded(offset, length, unit);
-      try {
+    await this.#change(
+      this.#rounded(offset, length, Math.max(this.limits.zeroUnit, this.limits.allocationUnit)),
+      async () => {
         const end = offset + length;
-        const zeroUnit = this.limits.zeroUnit;
-        const start = zeroUnit === 0 ? end : Math.min(end, alignUp(offset, zeroUnit));
-        const stop = zeroUnit === 0 ? end : end === this.size ? end : Math.max(start, alignDown(end, zeroUnit));
+        const unit = this.limits.zeroUnit;
+        const start = unit === 0 ? end : Math.min(end, alignUp(offset, unit));
+        const stop = unit === 0 || end === this.size ? end : Math.max(start, alignDown(end, unit));
         if (offset < start) await this.#writeZeros(offset, start - offset);
         if (start < stop && !(await this.#top.zero(start, stop - start, unmap)))
           await this.#writeZeros(start, stop - start);
         if (stop < end) await this.#writeZeros(stop, end - stop);
-      } finally {
-        this.#locks.release(hold);
-      }
-    });
+      },
+    );
   }
 
   async discard(offset: number, length: number): Promise<void> {
@@ -137,29 +135,19 @@ export class ChainImage implements Image {
     const start = alignUp(offset, unit);
     const end = offset + length === this.size ? this.size : alignDown(offset + length, unit);
     if (start >= end) return;
-    await this.#change(async () => {
-      const hold = await this.#lockRounded(start, end - start, Math.max(unit, this.limits.allocationUnit));
-      try {
-        await this.#top.release(start, end - start);
-      } finally {
-        this.#locks.release(hold);
-      }
+    await this.#change(this.#rounded(start, end - start, Math.max(unit, this.limits.allocationUnit)), async () => {
+      await this.#top.release(start, end - start);
     });
   }
 
   async readModifyWrite(offset: number, length: number, change: (bytes: Uint8Array) => boolean): Promise<void> {
     this.#checkWrite(offset, length);
     if (length === 0) return;
-    await this.#change(async () => {
-      const hold = await this.#lockForWrite(offset, length);
-      try {
-        const bytes = new Uint8Array(length);
-        const iov = IoVec.of(bytes);
-        await this.#reader.read(0, offset, iov);
-        if (change(bytes)) await this.#write(offset, iov);
-      } finally {
-        this.#locks.release(hold);
-      }
+    await this.#change(this.#rangeOfWrite(offset, length), async () => {
+      const bytes = new Uint8Array(length);
+      const iov = IoVec.of(bytes);
+      await this.#reader.read(0, offset, iov);
+      if (change(bytes)) await this.#write(offset, iov);
     });
   }
 
@@ -262,12 +250,21 @@ export class ChainImage implements Image {
     return this.close();
   }
 
-  /** Runs a change: counted, refused after a failed flush, and only once the format is ready to be written. */
-  async #change(act: () => Promise<void>): Promise<void> {
+  /**
+   * Runs a change of a range: in its turn, counted, refused after a failed flush, and only once the format is ready to be written.
+   * The range is asked for in the tick of the call, so that calls take effect in their order.
+   */
+  async #change(range: WriteRange, act: () => Promise<void>): Promise<void> {
     this.#lifetime.enter();
     try {
-      if (!this.#begun) await this.#begin();
-      await act();
+      const hold = await this.#locks.acquire(range.start, range.length, range.moves);
+      try {
+        if (this.#failed !== undefined) throw this.#failed;
+        if (!this.#begun) await this.#begin();
+        await act();
+      } finally {
+        this.#locks.release(hold);
+      }
     } finally {
       this.#lifetime.leave();
     }
@@ -286,23 +283,20 @@ export class ChainImage implements Image {
     return this.#beginning;
   }
 
-  /** Locks exactly the range when all of it can be written in place, else the allocation units it touches. */
-  async #lockForWrite(offset: number, length: number): Promise<RangeHold> {
-    const unit = this.limits.allocationUnit;
-    if (unit > 1) {
-      if (!this.#inPlace(offset, length)) return this.#lockRounded(offset, length, unit);
-      const hold = await this.#locks.acquire(offset, length);
-      if (this.#inPlace(offset, length)) return hold;
-      // Somebody before us discarded or moved it.
-      this.#locks.release(hold);
-      return this.#lockRounded(offset, length, unit);
-    }
-    return this.#locks.acquire(offset, length);
+  /**
+   * What a write must hold: exactly its range when all of it can be written in place, else the allocation units it touches.
+   * What is in place now stays there until our turn: whoever moves it later waits for us, and nobody before us does.
+   */
+  #rangeOfWrite(offset: number, length: number): WriteRange {
+    const rounded = this.#rounded(offset, length, this.limits.allocationUnit);
+    if (this.#locks.overlapsMove(rounded.start, rounded.length) || !this.#inPlace(offset, length)) return rounded;
+    return { start: offset, length, moves: false };
   }
 
-  #lockRounded(offset: number, length: number, unit: number): RangeHold | Promise<RangeHold> {
+  #rounded(offset: number, length: number, unit: number): WriteRange {
+    if (unit <= 1) return { start: offset, length, moves: true };
     const start = alignDown(offset, unit);
-    return this.#locks.acquire(start, alignUp(offset + length, unit) - start);
+    return { start, length: alignUp(offset + length, unit) - start, moves: true };
   }
 
   #inPlace(offset: number, length: number): boolean {
@@ -316,7 +310,6 @@ export class ChainImage implements Image {
 
   /** Writes a range that is locked. */
   async #write(offset: number, iov: IoVec): Promise<void> {
-    if (this.#failed !== undefined) throw this.#failed;
     const top = this.#top;
     const end = offset + iov.byteLength;
     const extents = new ExtentBuffer();

@@ -1,0 +1,55 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { IoVec } from '../../../../formats/core/iov.ts';
+import { KiB } from '../../../../formats/core/units.ts';
+import { ChainImage } from '../../../../formats/image/chain.ts';
+import { DATA, ExtentBuffer, ZERO } from '../../../../formats/image/extent.ts';
+import { RawLayer } from '../../../../formats/raw/raw.ts';
+import { MemoryStorage } from '../../../../formats/storage/memory.ts';
+
+async function sparse(): Promise<{ storage: MemoryStorage; image: ChainImage }> {
+  const storage = new MemoryStorage();
+  await storage.resize(1024 * KiB);
+  await storage.writev(128 * KiB, IoVec.of(new Uint8Array(64 * KiB).fill(1)));
+  return { storage, image: new ChainImage([new RawLayer(storage, false)]) };
+}
+
+async function mapOf(image: ChainImage): Promise<number[][]> {
+  const out = new ExtentBuffer();
+  await image.map(0, image.size, out);
+  return Array.from({ length: out.count }, (_, i) => [out.kinds[i] ?? -1, out.offsets[i] ?? -1, out.lengths[i] ?? -1]);
+}
+
+test('map tells data from holes', async () => {
+  const { image } = await sparse();
+  assert.deepEqual(await mapOf(image), [
+    [ZERO, 0, 128 * KiB],
+    [DATA, 128 * KiB, 64 * KiB],
+    [ZERO, 192 * KiB, 832 * KiB],
+  ]);
+});
+
+test('discard gives space back, writes take it', async () => {
+  const { image } = await sparse();
+  await image.discard(128 * KiB, 64 * KiB);
+  assert.deepEqual(await mapOf(image), [[ZERO, 0, 1024 * KiB]]);
+  await image.writev(0, IoVec.of(Uint8Array.of(1)));
+  assert.equal((await mapOf(image)).length, 2);
+});
+
+test('a disk whose file is no multiple of 512 has exactly its bytes', async () => {
+  const image = new ChainImage([new RawLayer(new MemoryStorage({ bytes: new Uint8Array(1000).fill(3) }), false)]);
+  assert.equal(image.size, 1000);
+  await image.writev(990, IoVec.of(new Uint8Array(10).fill(4)));
+  await assert.rejects(image.writev(990, IoVec.of(new Uint8Array(11))), { code: 'OUT_OF_RANGE' });
+});
+
+test('shrinking is refused unless asked for, and tells listeners', async () => {
+  const { image } = await sparse();
+  const sizes: number[] = [];
+  image.onResize((size) => sizes.push(size));
+  await assert.rejects(image.resize(512), { code: 'INVALID', help: /--shrink/ });
+  await image.resize(2048 * KiB);
+  await image.resize(512, { shrink: true });
+  assert.deepEqual(sizes, [2048 * KiB, 512]);
+});
