@@ -52,7 +52,7 @@ function findHeaders() {
 function build() {
   const nodeGyp = findNodeGyp();
   if (nodeGyp === undefined) return 'node-gyp was not found; npm has one: run this through npm';
-  const args = [nodeGyp, 'configure', 'build', '--directory', join(root, 'native')];
+  const args = [nodeGyp, 'configure', 'build', '--directory', join(root, 'native'), '--jobs=max'];
   const headers = findHeaders();
   if (process.env.npm_config_nodedir === undefined && headers !== undefined) args.push(`--nodedir=${headers}`);
   const done = spawnSync(process.execPath, [...args, '--loglevel=warn'], { cwd: root, stdio: ['ignore', 2, 2] });
