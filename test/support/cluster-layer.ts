@@ -1,4 +1,4 @@
-import type { IoVec } from '../../formats/core/iov.ts';
+import { type IoVec, IoVec as List } from '../../formats/core/iov.ts';
 import { alignDown, alignUp } from '../../formats/core/units.ts';
 import { ABSENT, DATA, type ExtentBuffer, OPAQUE, WRITABLE, ZERO } from '../../formats/image/extent.ts';
 import type { Layer, LayerInfo, LayerLimits, Region, Reservation } from '../../formats/image/layer.ts';
@@ -53,7 +53,8 @@ export class ClusterLayer implements Layer {
   async conceal(index: number): Promise<void> {
     const cluster = this.#clusters.get(index);
     if (cluster?.kind !== DATA) return;
-    const bytes = this.storage.toBytes().slice(cluster.at, cluster.at + this.clusterSize);
+    const bytes = new Uint8Array(this.clusterSize);
+    await this.storage.readv(cluster.at, List.of(bytes)); // zeros past the end of the file
     this.#clusters.set(index, { kind: OPAQUE, bytes });
   }
 
