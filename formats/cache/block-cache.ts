@@ -1,7 +1,8 @@
 import { LRUCache } from 'lru-cache';
 import { LunetteError } from '../core/errors.ts';
 import type { BlockCache, BlockCacheStats, BlockSpace } from './cache.ts';
-import { ColdPolicy } from './cold-policy.ts';
+import { ColdPolicy, KEEP_BELOW } from './cold-policy.ts';
+import { FrequencySketch } from './frequency.ts';
 import { type BlockCodec, loadLz4 } from './lz4.ts';
 
 export interface SharedBlockCacheOptions {
@@ -18,13 +19,15 @@ export interface SharedBlockCacheStats extends BlockCacheStats {
 }
 
 /**
- * What compressed blocks may take of the budget unless told. Measured: test/bench/cache-cold-tier.bench.ts prints hit rate
- * and CPU per share; half is at or next to the best for all its workloads.
+ * What compressed blocks may take of the budget unless told. Measured (test/bench/cache-cold-tier.bench.ts): a quarter brings
+ * most of the hits that half does, and fewer of the hits that it has anyway need decompressing.
  */
-export const COLD_SHARE = 0.5;
+export const COLD_SHARE = 0.25;
 
 /** Smaller blocks are not worth the call. */
 const MIN_COLD_BLOCK = 4096;
+/** One counter of demand for so many bytes of the budget: a cluster of usual size takes this much when compressed well. */
+const WANTED_BLOCK = 16 * 1024;
 /** Room for blocks that are being compressed, as a part of the budget and in bytes: what bounds the compressor's queue. */
 const COMPRESSING_SHARE = 1 / 32;
 const MAX_COMPRESSING = 8 * 1024 * 1024;
@@ -49,6 +52,10 @@ export class SharedBlockCache implements BlockCache {
   readonly #cold: LRUCache<number, Uint8Array>;
   readonly #compressing = new Map<number, Uint8Array>();
   #compressingBytes = 0;
+  /** How often a block was asked for that was not there as plain bytes: what it would be worth as a cold one. */
+  readonly #wanted: FrequencySketch;
+  /** Blocks that did not shrink when they were tried: not tried again until that is forgotten. */
+  readonly #stubborn: FrequencySketch;
   #pinnedBytes = 0;
   /** Sorted by first key. */
   readonly #spaces: Space[] = [];
@@ -68,6 +75,8 @@ export class SharedBlockCache implements BlockCache {
     this.budget = budget;
     this.#loadCodec = loadCodec;
     this.#coldShare = coldShare;
+    this.#wanted = new FrequencySketch(coldShare === 0 ? 0 : budget / WANTED_BLOCK);
+    this.#stubborn = new FrequencySketch(coldShare === 0 ? 0 : budget / WANTED_BLOCK);
     this.#compressingLimit = coldShare === 0 ? 0 : Math.min(MAX_COMPRESSING, Math.floor(budget * COMPRESSING_SHARE));
     // Neither evicts by itself, room is made before something comes in: lru-cache counts bytes and knows the order.
     const maxSize = Math.max(1, budget);
@@ -147,10 +156,7 @@ export class SharedBlockCache implements BlockCache {
   /** For Space only. */
   set(key: number, bytes: Uint8Array): void {
     this.delete(key);
-    const size = bytes.byteLength;
-    if (size === 0 || size > this.#room) return;
-    this.#makeRoom(size);
-    this.#warm.set(key, bytes, LOOKUP);
+    this.#keep(key, bytes);
   }
 
   /** For Space only. */
@@ -174,9 +180,12 @@ export class SharedBlockCache implements BlockCache {
   }
 
   #getDemoted(key: number): Uint8Array | undefined {
+    this.#wanted.count(key);
     let bytes = this.#compressing.get(key);
-    if (bytes === undefined) {
-      const compressed = this.#cold.peek(key);
+    if (bytes !== undefined) {
+      this.#forgetCompressing(key);
+    } else {
+      const compressed = this.#cold.get(key, LOOKUP);
       if (compressed === undefined || this.#codec === undefined) {
         this.#misses++;
         return undefined;
@@ -186,8 +195,16 @@ export class SharedBlockCache implements BlockCache {
       this.#spaceOf(key)?.policy.hit();
     }
     this.#hits++;
-    this.set(key, bytes);
+    this.#keep(key, bytes);
     return bytes;
+  }
+
+  /** Makes a block plain. Its compressed copy, if there is one, stays: it is what a later eviction need not compress again. */
+  #keep(key: number, bytes: Uint8Array): void {
+    const size = bytes.byteLength;
+    if (size === 0 || size > this.#room) return;
+    this.#makeRoom(size);
+    this.#warm.set(key, bytes, LOOKUP);
   }
 
   /** Lets blocks go until `size` more bytes fit. Those that go may be compressed: that happens in room set aside for it. */
@@ -213,12 +230,13 @@ export class SharedBlockCache implements BlockCache {
   #evicted(key: number, bytes: Uint8Array): void {
     this.#evictions++;
     const size = bytes.byteLength;
+    if (this.#cold.has(key) || this.#stubborn.estimate(key) > 0) return;
     if (size < MIN_COLD_BLOCK || this.#compressingBytes + size > this.#compressingLimit) return;
     if (this.#codec === undefined) {
       this.#askForCodec();
       return;
     }
-    if (this.#room === 0) return;
+    if (this.#room === 0 || !this.#deservesCold(key, size)) return;
     const space = this.#spaceOf(key);
     if (space === undefined || !space.policy.wants()) return;
     this.#compressing.set(key, bytes);
@@ -232,8 +250,19 @@ export class SharedBlockCache implements BlockCache {
     );
   }
 
+  /**
+   * While the cold part has room, everything does. After that a block must have been asked for more often than the one that
+   * would go: blocks that are all alike (a scan, random access) then stay instead of pushing one another out.
+   */
+  #deservesCold(key: number, size: number): boolean {
+    if (this.#cold.calculatedSize + this.#compressingBytes + size * KEEP_BELOW <= this.#coldRoom) return true;
+    for (const victim of this.#cold.rkeys()) return this.#wanted.estimate(key) > this.#wanted.estimate(victim);
+    return true;
+  }
+
   #compressed(space: Space, key: number, plain: Uint8Array, compressed: Uint8Array): void {
     const keep = space.policy.tried(plain.byteLength, compressed.byteLength);
+    if (!keep) this.#stubborn.count(key);
     // Asked for, replaced or released while it was compressing: the result is of no use.
     if (this.#compressing.get(key) !== plain) return;
     this.#forgetCompressing(key);
