@@ -36,6 +36,11 @@ export interface OpenImageOptions {
   lock?: 'default' | 'shared' | undefined;
   /** Warnings about the image become failures. */
   strict?: boolean | undefined;
+  /**
+   * What the file stands on, in place of the backing file that it names: a snapshot of another image, say. Belongs to the new image
+   * from then on, also when this open fails.
+   */
+  base?: ChainImage | undefined;
 }
 
 /** A read-only layer that several images of this host stand on. */
@@ -82,11 +87,17 @@ export class ImageHost {
     if (shared && !readOnly)
       throw new LunetteError('INVALID', 'only a read-only open can share the image with writers', { path });
     const releases: (() => Promise<void>)[] = [];
+    const { base } = options;
+    if (base !== undefined) {
+      releases.push(() => base.close());
+      this.#images.delete(base); // from now on it closes after what stands on it
+    }
     try {
       const top = await this.#openTop(path, readOnly, shared, options);
       releases.push(() => top.close());
       const layers = [top];
-      await this.#openParents(layers, releases, shared, options.strict ?? false);
+      if (base !== undefined) layers.push(...base.layers);
+      else await this.#openParents(layers, releases, shared, options.strict ?? false);
       const image: ChainImage = new ChainImage(layers, {
         path,
         readOnly,
