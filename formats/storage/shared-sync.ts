@@ -1,0 +1,42 @@
+/**
+ * Makes concurrent syncs share a call without weakening what each of them promises: a caller joins only a sync that has not started,
+ * so that everything written before it asked is covered. A failure is final: the kernel reports a lost write once, so a later
+ * success would be a lie.
+ */
+export class SharedSync {
+  readonly #sync: () => Promise<void>;
+  #running: Promise<void> | undefined;
+  #next: Promise<void> | undefined;
+  #failure: { readonly error: unknown } | undefined;
+
+  constructor(sync: () => Promise<void>) {
+    this.#sync = sync;
+  }
+
+  run(): Promise<void> {
+    if (this.#next !== undefined) return this.#next;
+    if (this.#running === undefined) return this.#start();
+    const start = (): Promise<void> => {
+      this.#next = undefined;
+      return this.#start();
+    };
+    this.#next = this.#running.then(start, start);
+    return this.#next;
+  }
+
+  #start(): Promise<void> {
+    if (this.#failure !== undefined) return Promise.reject(this.#failure.error);
+    const running = this.#sync().then(
+      () => {
+        this.#running = undefined;
+      },
+      (error: unknown) => {
+        this.#running = undefined;
+        this.#failure = { error };
+        throw error;
+      },
+    );
+    this.#running = running;
+    return running;
+  }
+}

@@ -1,0 +1,115 @@
+/**
+ * Loads the addon. It is optional: without it (not built, another platform, LUNETTE_NATIVE=0) `native` is undefined, and everything
+ * but what truly needs it takes its pure-Node form.
+ */
+
+import { existsSync, readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { dirname, join } from 'node:path';
+import { fileURLToPath } from 'node:url';
+
+/** An I/O queue of the addon: see IoQueue. */
+export type QueueHandle = { readonly __queue: unique symbol };
+
+/** Codes of the queue's operations, by name. */
+export interface QueueOperations {
+  readonly read: number;
+  readonly write: number;
+  readonly dataSync: number;
+  readonly truncate: number;
+  readonly punchHole: number;
+  readonly zeroRange: number;
+  readonly allocate: number;
+  readonly seekData: number;
+  readonly seekHole: number;
+  readonly cloneRange: number;
+  readonly copyRange: number;
+  readonly deviceDiscard: number;
+  readonly deviceZeroOut: number;
+  readonly deviceZeroRange: number;
+  readonly lock: number;
+  readonly unlock: number;
+  readonly testLock: number;
+}
+
+/** What probeDirectory finds, as bits. */
+export interface ProbeFlags {
+  readonly cachedReads: number;
+  readonly noWaitWrites: number;
+  readonly seekData: number;
+  readonly punchesHoles: number;
+  readonly zeroesRanges: number;
+  readonly ofdLocks: number;
+}
+
+/** The addon's exports. Those that fail throw an Error with `code` (errno's name), `errno` and `syscall`. */
+export interface NativeBinding {
+  /** Call block of `transfer`: mode, fd, offset, segment count, then address and length of each segment. */
+  readonly transferWords: Float64Array<ArrayBuffer>;
+  /** Reads or writes on this thread as the call block says; word 0 is the result, a negative errno or bytes moved. */
+  transfer(): void;
+  addressOf(memory: Uint8Array): number;
+  /** f_type of statfs(2). */
+  fileSystemType(fd: number): number;
+  deviceSize(fd: number): number;
+  deviceBlockSize(fd: number): number;
+  probeDirectory(path: string): number;
+  readonly probeFlags: ProbeFlags;
+
+  queueCreate(threads: number, completions: Float64Array, onCompletions: (count: number) => void): QueueHandle;
+  queueSubmit(queue: QueueHandle, words: Float64Array, wordCount: number): number;
+  queueSetThreads(queue: QueueHandle, threads: number): number;
+  /** Runs what was submitted to its end and joins the threads. */
+  queueClose(queue: QueueHandle): void;
+  readonly operations: QueueOperations;
+
+  isZero(memory: Uint8Array, offset: number, length: number): boolean;
+  crc32c(memory: Uint8Array, offset: number, length: number, crc: number): number;
+  crc32cPortable(memory: Uint8Array, offset: number, length: number, crc: number): number;
+  /** `sse4.2`, `armv8-crc` or `table`. */
+  readonly crc32cImplementation: string;
+}
+
+/** What came of loading the addon. */
+export type LoadResult =
+  | { readonly binding: NativeBinding; readonly path: string }
+  | { readonly binding: undefined; readonly reason: string };
+
+/** Tries to load the addon, as the environment says. Called once for `native`; again by tests. */
+export function loadBinding(env: NodeJS.ProcessEnv = process.env): LoadResult {
+  if (env.LUNETTE_NATIVE === '0') return { binding: undefined, reason: 'LUNETTE_NATIVE=0' };
+  const root = packageRoot(dirname(fileURLToPath(import.meta.url)));
+  if (root === undefined) return { binding: undefined, reason: 'the package that holds it was not found' };
+  const path = join(root, 'native', 'build', 'Release', 'lunette.node');
+  if (!existsSync(path)) return { binding: undefined, reason: `${path} has not been built` };
+  try {
+    return { binding: createRequire(import.meta.url)(path) as NativeBinding, path };
+  } catch (error) {
+    return { binding: undefined, reason: error instanceof Error ? error.message : String(error) };
+  }
+}
+
+/** The folder of our package.json: this file is two levels below it in the sources, three in dist/. */
+function packageRoot(from: string): string | undefined {
+  for (let folder = from; ; folder = dirname(folder)) {
+    try {
+      const manifest = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8')) as { name?: unknown };
+      if (manifest.name === 'lunette') return folder;
+    } catch {
+      // None here, or not ours.
+    }
+    if (dirname(folder) === folder) return undefined;
+  }
+}
+
+/** How loading went when this process first asked. */
+export const loaded: LoadResult = loadBinding();
+
+/** The addon; undefined where it is absent or switched off. */
+export const native: NativeBinding | undefined = loaded.binding;
+
+/** The addon, for code that is only reached with it. @throws {TypeError} when it is absent */
+export function requireNative(): NativeBinding {
+  if (native === undefined) throw new TypeError('the native addon is not loaded');
+  return native;
+}

@@ -1,0 +1,32 @@
+/** Error numbers as native calls give them, and as Node's errors carry them. */
+
+import { constants } from 'node:os';
+import { getSystemErrorMap } from 'node:util';
+
+const { errno } = constants;
+
+/** Negative, as results of native calls are. */
+export const EAGAIN = -errno.EAGAIN;
+export const EINTR = -errno.EINTR;
+export const EINVAL = -errno.EINVAL;
+export const ENOTTY = -errno.ENOTTY;
+export const ENXIO = -errno.ENXIO;
+export const EOPNOTSUPP = -errno.EOPNOTSUPP;
+export const ENOSYS = -errno.ENOSYS;
+export const EXDEV = -errno.EXDEV;
+export const EPERM = -errno.EPERM;
+
+/** True for the results that mean "not on this kernel, file system or device", not "failed". */
+export function isUnsupported(result: number): boolean {
+  return result === EOPNOTSUPP || result === ENOSYS || result === ENOTTY;
+}
+
+/** The error that Node would throw for this result of a system call: with `code`, `errno` and `syscall`. */
+export function systemError(result: number, syscall: string): NodeJS.ErrnoException {
+  const [code, message] = getSystemErrorMap().get(result) ?? [`errno ${-result}`, 'unknown error'];
+  const error: NodeJS.ErrnoException = new Error(`${code}: ${message}, ${syscall}`);
+  error.code = code;
+  error.errno = result;
+  error.syscall = syscall;
+  return error;
+}
