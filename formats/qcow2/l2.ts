@@ -1,0 +1,58 @@
+/**
+ * L2 entries as they are in a table: big-endian 64 bits, read as two halves. L1 and refcount table entries share the offset field.
+ *
+ * Specification: "Cluster mapping", "Standard Cluster Descriptor", "Compressed Clusters Descriptor".
+ */
+
+/** Bit 63 in the upper half: refcount is exactly one, the cluster may be written in place. */
+export const COPIED = 0x80000000;
+/** Bit 62 in the upper half. */
+export const COMPRESSED_BIT = 0x40000000;
+/** Bits 32 to 55 of the host offset, in the upper half. */
+export const OFFSET_HIGH = 0x00ffffff;
+/** Bits 9 to 31 of the host offset, in the lower half. */
+export const OFFSET_LOW = 0xfffffe00;
+/** Bit 0 of the lower half: reads as zeros. */
+export const ZERO_BIT = 1;
+
+const TWO_32 = 0x100000000;
+
+/** The big-endian 32 bits at byte `at`, unsigned. */
+export function getU32(bytes: Uint8Array, at: number): number {
+  return (
+    (((bytes[at] as number) << 24) |
+      ((bytes[at + 1] as number) << 16) |
+      ((bytes[at + 2] as number) << 8) |
+      (bytes[at + 3] as number)) >>>
+    0
+  );
+}
+
+export function setU32(bytes: Uint8Array, at: number, value: number): void {
+  bytes[at] = value >>> 24;
+  bytes[at + 1] = value >>> 16;
+  bytes[at + 2] = value >>> 8;
+  bytes[at + 3] = value;
+}
+
+/** The host offset in a standard entry (also L1): a multiple of 512 below 2^56. */
+export function hostOffset(high: number, low: number): number {
+  return (high & OFFSET_HIGH) * TWO_32 + ((low & OFFSET_LOW) >>> 0);
+}
+
+/** Writes an entry made of a host offset and flags. */
+export function setEntry(bytes: Uint8Array, at: number, offset: number, highFlags: number, lowFlags: number): void {
+  setU32(bytes, at, (Math.floor(offset / TWO_32) | highFlags) >>> 0);
+  setU32(bytes, at + 4, ((offset % TWO_32) | lowFlags) >>> 0);
+}
+
+/** Where compressed bytes start in the file. May exceed 2^53 in a damaged entry. */
+export function compressedOffset(high: number, low: number, offsetBits: number): number {
+  return (high & (2 ** (offsetBits - 32) - 1)) * TWO_32 + low;
+}
+
+/** How many bytes a compressed cluster takes at most: to the end of its last sector. */
+export function compressedLength(high: number, low: number, offsetBits: number): number {
+  const sectors = ((high & ~COPIED & ~COMPRESSED_BIT) >>> (offsetBits - 32)) + 1;
+  return sectors * 512 - (low & 511);
+}

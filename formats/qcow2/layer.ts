@@ -1,0 +1,174 @@
+import type { BlockCache } from '../cache/cache.ts';
+import { ImageError, LunetteError } from '../core/errors.ts';
+import type { IoVec } from '../core/iov.ts';
+import { divideUp } from '../core/units.ts';
+import type { ExtentBuffer } from '../image/extent.ts';
+import type { Layer, LayerInfo, LayerLimits, ParentReference, Reservation, ResizeOptions } from '../image/layer.ts';
+import type { LeaseBook } from '../image/lease.ts';
+import type { Storage } from '../storage/storage.ts';
+import { CompressedClusters } from './compressed.ts';
+import { describeQcow2 } from './describe.ts';
+import type { Qcow2Header } from './header.ts';
+import { COMPRESSED_BIT, compressedLength, compressedOffset, getU32 } from './l2.ts';
+import { Mapping } from './mapping.ts';
+import type { PointerTable } from './pointer-table.ts';
+import type { SliceCache } from './slices.ts';
+import type { Qcow2Snapshot } from './snapshot.ts';
+import type { Qcow2Writer } from './writer.ts';
+
+export interface Qcow2LayerParts {
+  readonly storage: Storage;
+  /** Where guest data is: `storage`, or the external data file. */
+  readonly dataStorage: Storage;
+  readonly header: Qcow2Header;
+  readonly snapshots: readonly Qcow2Snapshot[];
+  /** Guest size: the header's, or that of the snapshot that was opened. */
+  readonly size: number;
+  readonly cache: BlockCache;
+  /** Undefined when the image was opened only to be described. */
+  readonly tables: { readonly l1: PointerTable; readonly slices: SliceCache } | undefined;
+  /** Undefined when the layer is read-only. */
+  readonly writer: Qcow2Writer | undefined;
+  readonly leases: LeaseBook;
+}
+
+/** A qcow2 image, or one of its internal snapshots: mapping and compressed clusters here, everything that changes the file in the writer. */
+export class Qcow2Layer implements Layer {
+  readonly format = 'qcow2';
+  readonly storage: Storage;
+  readonly readOnly: boolean;
+  readonly limits: LayerLimits;
+  readonly parent: ParentReference | undefined;
+  readonly leases: LeaseBook;
+  readonly header: Qcow2Header;
+  readonly snapshots: readonly Qcow2Snapshot[];
+  #size: number;
+  readonly #dataStorage: Storage;
+  readonly #mapping: Mapping | undefined;
+  readonly #slices: SliceCache | undefined;
+  readonly #compressed: CompressedClusters | undefined;
+  readonly #writer: Qcow2Writer | undefined;
+
+  constructor(parts: Qcow2LayerParts) {
+    const { storage, header, tables, writer } = parts;
+    const { clusterSize, version, compressedOffsetBits } = header.geometry;
+    this.storage = storage;
+    this.header = header;
+    this.snapshots = parts.snapshots;
+    this.#size = parts.size;
+    this.#dataStorage = parts.dataStorage;
+    this.#writer = writer;
+    this.readOnly = writer === undefined;
+    this.leases = parts.leases;
+    this.parent =
+      header.backingFile === undefined ? undefined : { path: header.backingFile, format: header.backingFormat };
+    this.limits = {
+      allocationUnit: clusterSize,
+      zeroUnit: clusterSize,
+      // Version 2 cannot say "zeros here": a cluster that is given up shows the backing file again.
+      discardUnit: version === 2 && this.parent !== undefined ? 0 : clusterSize,
+    };
+    if (tables === undefined) return;
+    const mapping = new Mapping({
+      geometry: header.geometry,
+      l1: tables.l1,
+      slices: tables.slices,
+      storage,
+      dataStorage: parts.dataStorage,
+      metadata: writer?.metadata ?? null,
+    });
+    this.#mapping = mapping;
+    this.#slices = tables.slices;
+    this.#compressed = new CompressedClusters({
+      storage,
+      type: header.compressionType,
+      clusterSize,
+      cache: parts.cache.space(divideUp(parts.size, clusterSize)),
+      lengthOf: (guestOffset, hostOffset) => {
+        const slice = mapping.sliceOf(guestOffset);
+        const bytes = slice < 0 ? undefined : tables.slices.peek(slice);
+        if (bytes === undefined) return undefined;
+        const at = mapping.entryAt(guestOffset);
+        const high = getU32(bytes, at);
+        const low = getU32(bytes, at + 4);
+        const same = (high & COMPRESSED_BIT) !== 0 && compressedOffset(high, low, compressedOffsetBits) === hostOffset;
+        return same ? compressedLength(high, low, compressedOffsetBits) : undefined;
+      },
+    });
+    writer?.attach(mapping, this.#compressed);
+  }
+
+  get size(): number {
+    return this.#size;
+  }
+
+  tryMap(offset: number, length: number, out: ExtentBuffer): number {
+    return this.#mapping === undefined ? -1 : this.#mapping.tryMap(offset, length, out);
+  }
+
+  async map(offset: number, length: number, out: ExtentBuffer): Promise<number> {
+    return this.#mapped().map(offset, length, out);
+  }
+
+  tryReadOpaque(_extents: ExtentBuffer, _index: number, offset: number, iov: IoVec): boolean {
+    return this.#compressed?.tryRead(offset, iov) ?? false;
+  }
+
+  async readOpaque(extents: ExtentBuffer, index: number, offset: number, iov: IoVec): Promise<void> {
+    const hostOffset = extents.storageOffsets[index] as number;
+    await this.#compressed?.read(offset, hostOffset, iov);
+  }
+
+  async beginWrite(): Promise<void> {
+    await this.#writing().beginWrite();
+  }
+
+  reserve(offset: number, length: number): Promise<Reservation> {
+    return this.#writing().reserve(offset, length);
+  }
+
+  zero(offset: number, length: number, unmap: boolean): Promise<boolean> {
+    return this.#writing().zero(offset, length, unmap);
+  }
+
+  release(offset: number, length: number): Promise<boolean> {
+    return this.#writing().release(offset, length);
+  }
+
+  async resize(size: number, options: ResizeOptions): Promise<void> {
+    await this.#writing().resize(size, options);
+    this.#size = size;
+  }
+
+  async flush(): Promise<void> {
+    await this.#writer?.flush();
+  }
+
+  async close(): Promise<void> {
+    try {
+      await this.#writer?.close();
+    } finally {
+      this.#compressed?.release();
+      this.#slices?.release();
+      try {
+        if (this.#dataStorage !== this.storage) await this.#dataStorage.close();
+      } finally {
+        await this.storage.close();
+      }
+    }
+  }
+
+  describe(): Promise<LayerInfo> {
+    return describeQcow2({ storage: this.storage, header: this.header, size: this.#size, snapshots: this.snapshots });
+  }
+
+  #mapped(): Mapping {
+    if (this.#mapping !== undefined) return this.#mapping;
+    throw new LunetteError('INVALID', 'the image was opened only to be described', { path: this.storage.path });
+  }
+
+  #writing(): Qcow2Writer {
+    if (this.#writer !== undefined) return this.#writer;
+    throw new ImageError('READ_ONLY', 'the image is open read-only', { path: this.storage.path });
+  }
+}

@@ -1,0 +1,259 @@
+import { ImageError } from '../core/errors.ts';
+import { ABSENT, ALLOCATED, COMPRESSED, DATA, type ExtentBuffer, OPAQUE, WRITABLE, ZERO } from '../image/extent.ts';
+import type { Storage } from '../storage/storage.ts';
+import type { Geometry } from './geometry.ts';
+import { COMPRESSED_BIT, COPIED, compressedOffset, getU32, OFFSET_HIGH, OFFSET_LOW, ZERO_BIT } from './l2.ts';
+import type { MetadataMap } from './metadata-map.ts';
+import type { PointerTable } from './pointer-table.ts';
+import type { SliceCache } from './slices.ts';
+
+const TWO_32 = 0x100000000;
+/** Bits of the upper half that put an offset at 2^53 or more: no file is that large. */
+const TOO_HIGH = 0x00e00000;
+
+/** What came of mapping from memory when it did not get to the end. */
+const NEEDS_SLICE = -1;
+const BROKEN = -2;
+
+export interface MappingOptions {
+  readonly geometry: Geometry;
+  readonly l1: PointerTable;
+  readonly slices: SliceCache;
+  /** Where data clusters are: the image file or its external data file. */
+  readonly dataStorage: Storage;
+  readonly storage: Storage;
+  /** Clusters that hold metadata: never reported writable. Null when nothing is written. */
+  readonly metadata: MetadataMap | null;
+}
+
+/** Guest offsets to extents through L1 and L2. Synchronous and without allocations as long as the slices are in memory. */
+export class Mapping {
+  /** False once writing has stopped: nothing is reported writable any more. */
+  writable: boolean;
+  readonly #l1: PointerTable;
+  readonly #slices: SliceCache;
+  readonly #dataStorage: Storage;
+  readonly #storage: Storage;
+  readonly #metadata: MetadataMap | null;
+  readonly #geometry: Geometry;
+  readonly #clusterSize: number;
+  readonly #l2Coverage: number;
+  readonly #sliceCoverage: number;
+  readonly #sliceSize: number;
+  readonly #entrySize: number;
+  readonly #external: boolean;
+  readonly #compressedOffsetBits: number;
+  /** What the last call was missing: the slice, or the guest offset of the broken entry. */
+  #missing = 0;
+
+  constructor(options: MappingOptions) {
+    const { geometry } = options;
+    this.#geometry = geometry;
+    this.#l1 = options.l1;
+    this.#slices = options.slices;
+    this.#dataStorage = options.dataStorage;
+    this.#storage = options.storage;
+    this.#metadata = options.metadata;
+    this.writable = options.metadata !== null;
+    this.#clusterSize = geometry.clusterSize;
+    this.#l2Coverage = geometry.l2Coverage;
+    this.#sliceCoverage = geometry.sliceCoverage;
+    this.#sliceSize = geometry.sliceSize;
+    this.#entrySize = geometry.entrySize;
+    this.#external = options.dataStorage !== options.storage;
+    this.#compressedOffsetBits = geometry.compressedOffsetBits;
+  }
+
+  /** As Layer.tryMap. Ends early before a slice that is not in memory, unless that is the first. */
+  tryMap(offset: number, length: number, out: ExtentBuffer): number {
+    out.begin(offset);
+    if (this.#fill(offset, offset + length, out) >= 0 || out.count > 0) return out.count;
+    return -1;
+  }
+
+  /** As Layer.map. @throws {ImageError} CORRUPT at a broken entry that nothing precedes */
+  async map(offset: number, length: number, out: ExtentBuffer): Promise<number> {
+    for (;;) {
+      out.begin(offset);
+      const result = this.#fill(offset, offset + length, out);
+      if (result >= 0 || out.count > 0) return out.count;
+      if (result === BROKEN) throw this.#broken(this.#missing);
+      const slice = this.#missing;
+      // Held, because a small cache may let go of it before we look.
+      await this.#slices.hold(slice, 'mapping');
+      try {
+        out.begin(offset);
+        const again = this.#fill(offset, offset + length, out);
+        if (again >= 0 || out.count > 0) return out.count;
+        if (again === BROKEN) throw this.#broken(this.#missing);
+      } finally {
+        this.#slices.unhold(slice);
+      }
+    }
+  }
+
+  /** The slice of the L2 table that maps a guest offset; -1 when there is no table. @throws {ImageError} CORRUPT */
+  sliceOf(offset: number): number {
+    const table = this.#l1.checkedTarget(Math.floor(offset / this.#l2Coverage));
+    return table === 0 ? -1 : table / this.#sliceSize + Math.floor((offset % this.#l2Coverage) / this.#sliceCoverage);
+  }
+
+  /** Where the entry of a guest offset is in its slice, bytes. */
+  entryAt(offset: number): number {
+    return Math.floor((offset % this.#sliceCoverage) / this.#clusterSize) * this.#entrySize;
+  }
+
+  #fill(from: number, end: number, out: ExtentBuffer): number {
+    for (let at = from; at < end; ) {
+      const l1Index = Math.floor(at / this.#l2Coverage);
+      const table = this.#l1.target(l1Index);
+      if (table <= 0) {
+        if (table < 0) {
+          this.#missing = at;
+          return BROKEN;
+        }
+        const length = Math.min(end, (l1Index + 1) * this.#l2Coverage) - at;
+        if (!out.append(ABSENT, length)) return 0;
+        at += length;
+        continue;
+      }
+      const inTable = at - l1Index * this.#l2Coverage;
+      const sliceIndex = Math.floor(inTable / this.#sliceCoverage);
+      const slice = table / this.#sliceSize + sliceIndex;
+      const bytes = this.#slices.peek(slice);
+      if (bytes === undefined) {
+        this.#missing = slice;
+        return NEEDS_SLICE;
+      }
+      const sliceStart = l1Index * this.#l2Coverage + sliceIndex * this.#sliceCoverage;
+      const stop = Math.min(end, sliceStart + this.#sliceCoverage);
+      at = this.#geometry.extendedL2
+        ? this.#fillExtended(bytes, sliceStart, at, stop, out)
+        : this.#fillSlice(bytes, sliceStart, at, stop, out);
+      if (at < 0) return at;
+      if (at < stop) return 0; // out is full
+    }
+    return 0;
+  }
+
+  /** Appends the extents of [at, stop) from one slice. @returns how far it got, or BROKEN */
+  #fillSlice(bytes: Uint8Array, sliceStart: number, from: number, stop: number, out: ExtentBuffer): number {
+    const clusterSize = this.#clusterSize;
+    let at = from;
+    const first = Math.floor((at - sliceStart) / clusterSize);
+    let entryAt = first * 8;
+    let within = at - sliceStart - first * clusterSize; // % on doubles is a call
+    while (at < stop) {
+      const length = Math.min(clusterSize - within, stop - at);
+      const high = getU32(bytes, entryAt);
+      const low = getU32(bytes, entryAt + 4);
+      let done: boolean;
+      // Compressed first: bit 0 of such an entry is part of an offset.
+      if ((high & COMPRESSED_BIT) !== 0) {
+        const offset = compressedOffset(high, low, this.#compressedOffsetBits);
+        if (offset >= Number.MAX_SAFE_INTEGER || this.#external) return this.#stopAt(at);
+        done = out.append(OPAQUE, length, this.#storage, offset, COMPRESSED);
+      } else {
+        const zero = (low & ZERO_BIT) !== 0;
+        if ((low & OFFSET_LOW) === 0 && (high & OFFSET_HIGH) === 0 && !(this.#external && (high & COPIED) !== 0)) {
+          if (zero && this.#geometry.version < 3) return this.#stopAt(at);
+          done = out.append(zero ? ZERO : ABSENT, length);
+        } else {
+          const offset = (high & OFFSET_HIGH) * TWO_32 + ((low & OFFSET_LOW) >>> 0);
+          if ((low & OFFSET_LOW & (clusterSize - 1)) !== 0 || (this.#external && offset !== at - within)) {
+            return this.#stopAt(at);
+          }
+          if (zero) {
+            if (this.#geometry.version < 3) return this.#stopAt(at);
+            done = out.append(ZERO, length, this.#dataStorage, offset + within, ALLOCATED);
+          } else if ((high & TOO_HIGH) !== 0) {
+            done = out.append(ZERO, length); // outside of any file: reads as zeros
+          } else {
+            const writable = (high & COPIED) !== 0 && this.writable && !this.#isMetadata(offset);
+            done = out.append(DATA, length, this.#dataStorage, offset + within, writable ? WRITABLE : 0);
+          }
+        }
+      }
+      if (!done) return at;
+      at += length;
+      within = 0;
+      entryAt += 8;
+    }
+    return at;
+  }
+
+  /** As #fillSlice for entries with subclusters: allocation bits in the last word, zero bits in the third. */
+  #fillExtended(bytes: Uint8Array, sliceStart: number, from: number, stop: number, out: ExtentBuffer): number {
+    const { clusterSize, subclusterSize } = this.#geometry;
+    let at = from;
+    while (at < stop) {
+      const cluster = Math.floor((at - sliceStart) / clusterSize);
+      const clusterStart = sliceStart + cluster * clusterSize;
+      const entryAt = cluster * 16;
+      const high = getU32(bytes, entryAt);
+      const low = getU32(bytes, entryAt + 4);
+      const zeros = getU32(bytes, entryAt + 8);
+      const allocated = getU32(bytes, entryAt + 12);
+      const clusterStop = Math.min(stop, clusterStart + clusterSize);
+      if ((high & COMPRESSED_BIT) !== 0) {
+        const offset = compressedOffset(high, low, this.#compressedOffsetBits);
+        if (offset >= Number.MAX_SAFE_INTEGER || this.#external) return this.#stopAt(at);
+        if (!out.append(OPAQUE, clusterStop - at, this.#storage, offset, COMPRESSED)) return at;
+        at = clusterStop;
+        continue;
+      }
+      const offset = (high & OFFSET_HIGH) * TWO_32 + ((low & OFFSET_LOW) >>> 0);
+      const placed = offset !== 0 || (this.#external && (high & COPIED) !== 0);
+      if (offset % clusterSize !== 0 || (zeros & allocated) !== 0 || (!placed && allocated !== 0))
+        return this.#stopAt(at);
+      if (placed && this.#external && offset !== clusterStart) return this.#stopAt(at);
+      const reachable = (high & TOO_HIGH) === 0;
+      const writable = (high & COPIED) !== 0 && this.writable && !this.#isMetadata(offset);
+      while (at < clusterStop) {
+        const index = Math.floor((at - clusterStart) / subclusterSize);
+        const length = Math.min(clusterStart + (index + 1) * subclusterSize, clusterStop) - at;
+        const host = offset + (at - clusterStart);
+        let done: boolean;
+        if (((allocated >>> index) & 1) !== 0) {
+          done = reachable
+            ? out.append(DATA, length, this.#dataStorage, host, writable ? WRITABLE : 0)
+            : out.append(ZERO, length);
+        } else if (((zeros >>> index) & 1) !== 0) {
+          done = placed ? out.append(ZERO, length, this.#dataStorage, host, ALLOCATED) : out.append(ZERO, length);
+        } else {
+          done = out.append(ABSENT, length);
+        }
+        if (!done) return at;
+        at += length;
+      }
+    }
+    return at;
+  }
+
+  #isMetadata(offset: number): boolean {
+    return !this.#external && this.#metadata !== null && this.#metadata.has(offset / this.#clusterSize);
+  }
+
+  #stopAt(offset: number): number {
+    this.#missing = offset;
+    return BROKEN;
+  }
+
+  #broken(offset: number): ImageError {
+    const l1Index = Math.floor(offset / this.#l2Coverage);
+    const table = this.#l1.target(l1Index);
+    if (table < 0) {
+      return new ImageError('CORRUPT', `L1 entry ${l1Index} points to a place that is no cluster boundary`, {
+        path: this.#storage.path,
+        field: 'L1 table',
+        offset: this.#l1.offset + l1Index * 8,
+      });
+    }
+    const entry = Math.floor((offset % this.#l2Coverage) / this.#clusterSize);
+    return new ImageError('CORRUPT', `the L2 entry of guest offset ${offset} is not a valid one`, {
+      path: this.#storage.path,
+      field: 'L2 table',
+      offset: table + entry * this.#entrySize,
+    });
+  }
+}
