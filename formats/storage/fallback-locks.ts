@@ -13,7 +13,7 @@ import type { OpenFile } from './open-file.ts';
 const SCRIPT = `
 use strict;
 my ($take, $test, $release) = map { [split /,/] } @ARGV;
-open(my $file, '+<&=', 3) or open($file, '<&=', 3) or die;
+open(my $file, '<&=', 3) or die;
 sub control {
   my ($command, $type, $byte) = @_;
   my $range = pack('s s x4 q q i x4', $type, 0, $byte, 1, 0);

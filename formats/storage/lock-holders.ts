@@ -64,20 +64,26 @@ export async function locksOnFile(identity: FileIdentity): Promise<LockLine[] | 
 }
 
 /**
- * Finds who holds `byte` of a file, other than `file` itself: processes of other users show their files to root only.
+ * Finds who holds `byte` of a file, other than `file` itself; other processes before another open in this one. Processes of other
+ * users show their files to root only.
+ *
  * @param pid the process where the kernel said so (POSIX locks)
  */
 export async function findHolder(file: OpenFile, byte: number, pid?: number): Promise<Holder | undefined> {
   if (pid !== undefined) return { pid, name: await programName(pid), bytes: await posixBytes(file.identity, pid) };
+  let ours: Holder | undefined;
   for (const entry of await list('/proc')) {
     if (!/^\d+$/.test(entry)) continue;
     for (const fd of await list(`/proc/${entry}/fdinfo`)) {
       if (Number(entry) === process.pid && Number(fd) === file.fd) continue;
       const bytes = await ofdBytes(file.identity, entry, fd);
-      if (bytes.includes(byte)) return { pid: Number(entry), name: await programName(Number(entry)), bytes };
+      if (!bytes.includes(byte)) continue;
+      const holder = { pid: Number(entry), name: await programName(Number(entry)), bytes };
+      if (holder.pid !== process.pid) return holder;
+      ours ??= holder;
     }
   }
-  return undefined;
+  return ours;
 }
 
 /** QEMU's bytes that one descriptor of a process has locked on this file. */
