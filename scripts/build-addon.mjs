@@ -78,6 +78,9 @@ function missingCodecs() {
   });
 }
 
+// See build.mjs: npx runs the scripts of the checkout that it is called in.
+if (process.env.npm_command === 'exec' && checkout) process.exit(0);
+
 const needs = 'Building needs make, python3 and a C++17 compiler (Debian: apt-get install make python3 g++).';
 const failure = build();
 const codecs = missingCodecs();
