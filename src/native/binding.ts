@@ -71,21 +71,25 @@ export interface NativeBinding {
 }
 
 /** What came of loading the addon. */
-export type LoadResult =
-  | { readonly binding: NativeBinding; readonly path: string }
-  | { readonly binding: undefined; readonly reason: string };
+export interface LoadResult {
+  readonly binding?: NativeBinding;
+  /** Where it was loaded from. */
+  readonly path?: string;
+  /** Why it was not. */
+  readonly reason?: string;
+}
 
 /** Tries to load the addon, as the environment says. Called once for `native`; again by tests. */
 export function loadBinding(env: NodeJS.ProcessEnv = process.env): LoadResult {
-  if (env.LUNETTE_NATIVE === '0') return { binding: undefined, reason: 'LUNETTE_NATIVE=0' };
+  if (env.LUNETTE_NATIVE === '0') return { reason: 'LUNETTE_NATIVE=0' };
   const root = packageRoot(dirname(fileURLToPath(import.meta.url)));
-  if (root === undefined) return { binding: undefined, reason: 'the package that holds it was not found' };
+  if (root === undefined) return { reason: 'the package that holds it was not found' };
   const path = join(root, 'native', 'build', 'Release', 'lunette.node');
-  if (!existsSync(path)) return { binding: undefined, reason: `${path} has not been built` };
+  if (!existsSync(path)) return { reason: `${path} has not been built` };
   try {
     return { binding: createRequire(import.meta.url)(path) as NativeBinding, path };
   } catch (error) {
-    return { binding: undefined, reason: error instanceof Error ? error.message : String(error) };
+    return { reason: error instanceof Error ? error.message : String(error) };
   }
 }
 
