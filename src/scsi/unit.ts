@@ -1,0 +1,224 @@
+import type { IoVec } from '../../formats/core/iov.ts';
+import type { Image } from '../../formats/image/image.ts';
+import { Attentions } from './attention.ts';
+import type { CommandObserver } from './command.ts';
+import { deriveIdentity, type IdentityOptions, type UnitIdentity } from './identity.ts';
+import { ModePages } from './mode-pages.ts';
+import type { ReservationStore } from './reservation-state.ts';
+import { Reservations } from './reservations.ts';
+import { CAPACITY_CHANGED, type CheckCondition, DEFERRED, MEDIUM_MAY_HAVE_CHANGED, writeSense } from './sense.ts';
+import type { Nexus, ScsiTask } from './task.ts';
+import { CHECK_CONDITION } from './task.ts';
+import { TaskSet } from './task-set.ts';
+
+/** What a unit has, as bits: commands that need one are unknown opcodes where it is missing. */
+export const REMOVABLE = 1;
+export const THIN = 2;
+export const FIXED = 4;
+
+/** The longest transfer of one command, bytes: MAXIMUM TRANSFER LENGTH of VPD page B0h. */
+export const MAX_TRANSFER = 32 * 1024 * 1024;
+
+/** Physical blocks are not reported larger than this: file systems take larger ones badly. */
+const MAX_PHYSICAL_BLOCK = 4096;
+
+/** A port of the target device. */
+export interface TargetPort {
+  /** Relative target port identifier, 1 and up. */
+  readonly id: number;
+  /** SCSI name string of the port, e.g. `iqn.2026-11.lunette.host:disk,t,0x0001`. */
+  readonly name: string;
+}
+
+/** What a unit knows of the target device that it is part of. */
+export interface Surroundings {
+  /** SCSI name string of the target device; undefined where the transport has none. */
+  readonly name: string | undefined;
+  readonly ports: readonly TargetPort[];
+  /** SPC-4 protocol identifier: 5 for iSCSI. */
+  readonly protocol: number;
+  /** Version descriptors of the transport, for INQUIRY. */
+  readonly transportVersions: readonly number[];
+  /** Logical unit numbers, ascending. */
+  luns(): number[];
+  /** The unit that an NAA designator names; for EXTENDED COPY. */
+  unitByNaa(designator: Uint8Array): LogicalUnit | undefined;
+  /** REPORT LUNS has told this nexus about the set of units. */
+  lunsReported(nexus: Nexus): void;
+}
+
+export interface UnitOptions extends IdentityOptions {
+  image: Image;
+  /** Unique per unit and stable over restarts; serial number and designators are derived from it by hash. */
+  identity: string;
+  /** Logical block size, bytes. Default 512. */
+  blockSize?: 512 | 4096 | undefined;
+  /** Refuse writes even if the image would take them. */
+  readOnly?: boolean | undefined;
+  /** A medium that can be ejected and loaded. */
+  removable?: boolean | undefined;
+  /** Where persistent reservations with APTPL are kept; without it APTPL is refused. */
+  reservationStore?: ReservationStore | undefined;
+  /** Called once per completed command. */
+  observer?: CommandObserver | undefined;
+}
+
+/** Runs a task on a unit: undefined when it has completed, else a promise that never rejects. */
+export type StartTask = (unit: LogicalUnit, task: ScsiTask) => Promise<void> | undefined;
+
+/** A copy that EXTENDED COPY has finished, for RECEIVE COPY RESULTS. */
+export interface CopyResult {
+  readonly nexusId: number;
+  readonly listId: number;
+  readonly failed: boolean;
+  readonly segments: number;
+  readonly bytes: number;
+}
+
+/**
+ * State of one logical unit: the image under it, what it is called, mode pages, reservations, attentions. The commands are functions
+ * over it in files of their own; dispatch.ts runs them.
+ */
+export class LogicalUnit {
+  readonly lun: number;
+  readonly image: Image;
+  readonly identity: UnitIdentity;
+  readonly blockSize: number;
+  /** Logical blocks per physical block, as a power of two. */
+  readonly physicalExponent: number;
+  /** REMOVABLE, THIN. */
+  readonly features: number;
+  readonly surroundings: Surroundings;
+  readonly attentions = new Attentions();
+  readonly modePages = new ModePages();
+  readonly reservations: Reservations;
+  readonly observer: CommandObserver | undefined;
+  readonly tasks: TaskSet;
+  /** Copies that have ended, newest last. */
+  readonly copyResults: CopyResult[] = [];
+  /** Capacity, logical blocks; what is left of the image behind a whole number of blocks is not visible. */
+  blocks: number;
+  mediumPresent = true;
+  /** For any reason: the image, the export, SWP. */
+  writeProtected = false;
+  /** Every write is followed by a flush (WCE is 0). */
+  writeThrough = false;
+
+  readonly #readOnly: boolean;
+  readonly #background = new Set<Promise<void>>();
+  readonly #endResize: () => void;
+
+  /** @param start runs one task: see TaskSet */
+  constructor(lun: number, options: UnitOptions, surroundings: Surroundings, start: StartTask) {
+    const { image, blockSize = 512 } = options;
+    this.lun = lun;
+    this.image = image;
+    this.blockSize = blockSize;
+    this.surroundings = surroundings;
+    this.identity = deriveIdentity(options.identity, options);
+    this.observer = options.observer;
+    this.features = (options.removable === true ? REMOVABLE : FIXED) | (image.limits.discardUnit > 0 ? THIN : 0);
+    this.tasks = new TaskSet((task) => start(this, task));
+    this.reservations = new Reservations(this.attentions, options.reservationStore);
+    this.blocks = Math.floor(image.size / blockSize);
+    this.#readOnly = options.readOnly === true;
+
+    const physical = Math.min(image.limits.allocationUnit, MAX_PHYSICAL_BLOCK);
+    this.physicalExponent = Math.max(0, Math.floor(Math.log2(physical / blockSize)));
+    this.#endResize = image.onResize((size) => {
+      const blocks = Math.floor(size / blockSize);
+      if (blocks === this.blocks) return;
+      this.blocks = blocks;
+      this.attentions.raiseAll(CAPACITY_CHANGED);
+    });
+    this.modeChanged();
+  }
+
+  get removable(): boolean {
+    return (this.features & REMOVABLE) !== 0;
+  }
+
+  /** UNMAP and its kin give space back. */
+  get thin(): boolean {
+    return (this.features & THIN) !== 0;
+  }
+
+  get maxTransferBlocks(): number {
+    return MAX_TRANSFER / this.blockSize;
+  }
+
+  /** Derives what is asked per command from the mode pages. */
+  modeChanged(): void {
+    this.writeThrough = !this.modePages.writeCache;
+    this.writeProtected = this.#readOnly || this.image.readOnly || this.modePages.softwareWriteProtect;
+  }
+
+  /** Some nexus holds the medium in with PREVENT ALLOW MEDIUM REMOVAL. */
+  get removalPrevented(): boolean {
+    for (const state of this.attentions.states()) if (state.preventsRemoval) return true;
+    return false;
+  }
+
+  /** Takes the medium out. */
+  eject(): void {
+    this.mediumPresent = false;
+  }
+
+  /** Puts the medium in; every nexus is told. */
+  load(): void {
+    if (this.mediumPresent) return;
+    this.mediumPresent = true;
+    this.attentions.raiseAll(MEDIUM_MAY_HAVE_CHANGED);
+  }
+
+  /** What a reset does to the unit besides aborting tasks. */
+  reset(attention: number): void {
+    this.reservations.release6();
+    this.modePages.reset();
+    this.modeChanged();
+    for (const state of this.attentions.states()) state.preventsRemoval = false;
+    this.attentions.raiseAll(attention);
+  }
+
+  /** Ends a task with CHECK CONDITION. */
+  fail(task: ScsiTask, check: CheckCondition): void {
+    this.failWith(task, check.sense, check.details);
+  }
+
+  failWith(task: ScsiTask, sense: number, details?: CheckCondition['details']): void {
+    task.status = CHECK_CONDITION;
+    task.senseLength = writeSense(task.sense, sense, this.modePages.descriptorSense, details);
+    task.dataInUsed = 0;
+    if (task.dataOutLength === 0) task.transferLength = 0;
+  }
+
+  /** Runs work whose command has ended already (IMMED); a failure reaches the nexus as a deferred error. */
+  inBackground(nexus: Nexus, work: Promise<void>, senseOf: (error: unknown) => number): void {
+    const tracked: Promise<void> = work
+      .catch((error: unknown) => this.attentions.raise(nexus, senseOf(error) + DEFERRED))
+      .finally(() => this.#background.delete(tracked));
+    this.#background.add(tracked);
+  }
+
+  /** Resolves when work in the background has ended; the image stays open. */
+  async close(): Promise<void> {
+    this.#endResize();
+    await Promise.all(this.#background);
+  }
+}
+
+/**
+ * Returns parameter data: as much of it as the allocation length and the transport's buffer take.
+ */
+export function respond(task: ScsiTask, data: Uint8Array, allocationLength: number): undefined {
+  task.transferLength = Math.min(data.length, allocationLength);
+  const room = Math.min(task.transferLength, task.dataIn.byteLength);
+  task.dataInUsed = room;
+  if (room > 0) task.dataIn.copyIn(0, room === data.length ? data : data.subarray(0, room));
+  return undefined;
+}
+
+/** The first `length` bytes of a list: the list itself when it is not longer. */
+export function atMost(iov: IoVec, length: number): IoVec {
+  return iov.byteLength <= length ? iov : iov.slice(0, length);
+}
