@@ -48,11 +48,10 @@ test('nothing is left for later in the code', () => {
 });
 
 test('no test is switched off or runs alone', () => {
-  const tests = code.filter((path) => path.startsWith('test/'));
-  assert.deepEqual(
-    linesWith(/\b(test|it|describe|suite|t)\.(only|skip|todo)\(|\b(skip|todo|only): *(true|['"`])/, tests),
-    [],
-  );
+  // The reporter's own tests write such tests. A test that finds out on its way that it cannot run says why: t.skip(reason).
+  const tests = code.filter((path) => path.startsWith('test/') && path !== 'test/unit/scripts/test-reporter.test.ts');
+  const off = /\b(test|it|describe|suite)\.(only|skip|todo)\(|\bt\.(todo\(|skip\(\))|\b(skip|todo|only): *(true|['"`])/;
+  assert.deepEqual(linesWith(off, tests), []);
 });
 
 test('a file of code holds one subject: at most 500 lines', () => {
