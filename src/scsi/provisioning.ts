@@ -1,6 +1,6 @@
 import { IoVec } from '../../formats/core/iov.ts';
 import { alignDown, alignUp } from '../../formats/core/units.ts';
-import { ABSENT, ALLOCATED, DATA, ExtentBuffer, ZERO } from '../../formats/image/extent.ts';
+import { ABSENT, DATA, ExtentBuffer, ZERO } from '../../formats/image/extent.ts';
 import { read16, read32, read64, write32, write64 } from './bytes.ts';
 import type { Outcome } from './command.ts';
 import { limitsOf } from './limits.ts';
@@ -198,7 +198,7 @@ interface Run {
   status: number;
 }
 
-/** Consecutive runs of blocks from `lba` on; a block is deallocated when all of it reads as zeros without taking space. */
+/** Consecutive runs of blocks from `lba` on; a block is deallocated when all of it reads as zeros by the map. */
 async function provisioningRuns(unit: LogicalUnit, lba: number, capacity: number): Promise<Run[]> {
   const { image, blockSize } = unit;
   const end = unit.blocks * blockSize;
@@ -239,8 +239,8 @@ async function provisioningRuns(unit: LogicalUnit, lba: number, capacity: number
   return runs;
 }
 
-/** Reads as zeros and takes no space. */
+/** Reads as zeros. Zeros that keep their space count too: LBPRZ is all that an initiator gathers from it. */
 function isHole(extents: ExtentBuffer, index: number): boolean {
   const kind = extents.kinds[index];
-  return kind === ABSENT || (kind === ZERO && ((extents.flags[index] as number) & ALLOCATED) === 0);
+  return kind === ABSENT || kind === ZERO;
 }
