@@ -1,0 +1,512 @@
+import { ProtocolError } from '../../formats/core/errors.ts';
+import { CHECK_CONDITION, type DeviceServer, HEAD_OF_QUEUE, type Nexus, ORDERED, TASK_SET_FULL } from '../scsi/task.ts';
+import { Arena, type ChunkShare } from './chunk-pool.ts';
+import type { CommandOrder } from './command-order.ts';
+import type { IscsiCounters } from './counters.ts';
+import type { IscsiLimits } from './limits.ts';
+import { decodeLun } from './names.ts';
+import type { SessionParameters } from './parameters.ts';
+import {
+  AT_BUFFER_OFFSET,
+  AT_DATA_SN,
+  AT_DESIRED_LENGTH,
+  AT_ITT,
+  AT_TTT,
+  FINAL,
+  IMMEDIATE,
+  NO_TAG,
+  R2T,
+  REJECT_DATA_DIGEST,
+  REJECT_TASK_IN_PROGRESS,
+  REJECT_TOO_MANY_IMMEDIATE,
+} from './pdu.ts';
+import type { PduWriter } from './pdu-writer.ts';
+import { Responder } from './responder.ts';
+import {
+  ACCEPTED,
+  ARRIVING,
+  DROPPED,
+  EXECUTING,
+  FREE,
+  GATHERING,
+  REFUSED_DIGEST,
+  REFUSED_NO_MEMORY,
+  REFUSED_TOO_LARGE,
+  REFUSED_UNEXPECTED_DATA,
+  Task,
+  WAITING,
+} from './task.ts';
+
+/** Output that is sent before the rest of a received chunk is worked on, so that both sides are busy. */
+const FLUSH_BYTES = 256 * 1024;
+/** Slots are found again by the low bits of a target transfer tag. */
+const SLOT_BITS = 11;
+const SLOT_MASK = (1 << SLOT_BITS) - 1;
+
+/** Sense of what goes wrong between command and device server (RFC 7143 section 11.4.7.2): key, ASC, ASCQ. */
+const REFUSAL_SENSE: Readonly<Record<number, readonly [number, number, number]>> = {
+  [REFUSED_TOO_LARGE]: [0x05, 0x24, 0x00],
+  [REFUSED_UNEXPECTED_DATA]: [0x0b, 0x0c, 0x0c],
+  [REFUSED_DIGEST]: [0x0b, 0x47, 0x05],
+};
+
+export interface TaskSetOptions {
+  readonly device: DeviceServer;
+  readonly nexus: Nexus;
+  readonly writer: PduWriter;
+  readonly share: ChunkShare;
+  readonly order: CommandOrder;
+  readonly parameters: SessionParameters;
+  readonly limits: IscsiLimits;
+  readonly counters: IscsiCounters;
+  /** Output was queued outside of receive(): it is to be flushed soon. */
+  readonly wake: () => void;
+  /** Rejects the PDU whose header this is; without one, the PDU that has just come in. */
+  readonly reject: (reason: number, view?: DataView, at?: number) => void;
+}
+
+/** The SCSI commands of one session, from their PDU to their response: slots, data-out, R2Ts, order, memory. */
+export class TaskSet {
+  /** Tasks in the hands of the device server. */
+  executing = 0;
+  readonly #options: TaskSetOptions;
+  readonly #device: DeviceServer;
+  readonly #writer: PduWriter;
+  readonly #responder: Responder;
+  readonly #arena: Arena;
+  readonly #slots: Task[] = [];
+  readonly #free: Task[] = [];
+  readonly #byTag = new Map<number, Task>();
+  #immediate = 0;
+  /** Tasks that have not started for want of room or because of an ORDERED task, first come first served. */
+  readonly #waiting: Task[] = [];
+  #gathering = 0;
+  #orderedGathering = false;
+  /** Tasks with R2Ts to send and no memory for the data yet. */
+  readonly #hungry: Task[] = [];
+  #soliciting = 0;
+  #transferTag = 0;
+  /** The task whose data is coming in; undefined: the data is dropped. */
+  #current: Task | undefined;
+  #currentIsCommand = false;
+  #currentFinal = false;
+  #closed = false;
+
+  constructor(options: TaskSetOptions) {
+    this.#options = options;
+    this.#device = options.device;
+    this.#writer = options.writer;
+    this.#responder = new Responder(options.writer, options.parameters);
+    this.#arena = new Arena(options.share);
+  }
+
+  /** Tasks that have come and have no response yet. */
+  get size(): number {
+    return this.#slots.length - this.#free.length;
+  }
+
+  // --- what comes in ---
+
+  /** The header of a SCSI Command. */
+  beginCommand(view: DataView, at: number, headerLength: number, dataLength: number): void {
+    const { order, parameters, limits, counters } = this.#options;
+    this.#current = undefined;
+    this.#currentIsCommand = true;
+    const immediate = (view.getUint8(at) & IMMEDIATE) !== 0;
+    if (!immediate && !order.takes(view.getUint32(at + 24))) {
+      counters.ignoredCommands++;
+      return;
+    }
+    const tag = view.getUint32(at + AT_ITT);
+    if (tag === NO_TAG) throw new ProtocolError('PROTOCOL', 'SCSI command without initiator task tag');
+    if (this.#byTag.size > 0 && this.#byTag.has(tag)) {
+      if (!immediate) throw new ProtocolError('PROTOCOL', 'initiator task tag is in use');
+      this.#options.reject(REJECT_TASK_IN_PROGRESS, view, at);
+      return;
+    }
+    if (immediate && this.#immediate >= limits.immediateCommands) {
+      this.#options.reject(REJECT_TOO_MANY_IMMEDIATE, view, at);
+      return;
+    }
+    const task = this.#free.pop() ?? this.#newSlot();
+    task.fill(view, at, headerLength);
+    task.lun = decodeLun(view, at + 8);
+    task.immediate = immediate;
+    if (immediate) this.#immediate++;
+    else this.#writer.numbers.outstanding++;
+    counters.commands++;
+    this.#device.plan(task);
+    task.wantIn = task.reads ? Math.min(task.expectedLength, task.dataInLength) : 0;
+    task.wanted = task.writes ? Math.min(task.expectedLength, task.dataOutLength) : 0;
+    const final = (view.getUint8(at + 1) & FINAL) !== 0;
+    task.unsolicited = task.writes && !final;
+    if (Math.max(task.wantIn, task.wanted) > limits.maxTransferLength) this.#refuse(task, REFUSED_TOO_LARGE);
+    if (dataLength > 0 || task.unsolicited) {
+      const most = Math.min(parameters.firstBurstLength, task.expectedLength);
+      const expected =
+        task.writes &&
+        dataLength <= most &&
+        (dataLength === 0 || parameters.immediateData) &&
+        !(task.unsolicited && parameters.initialR2T);
+      if (!expected) this.#refuse(task, REFUSED_UNEXPECTED_DATA);
+      this.#allocate(task, Math.min(task.wanted, task.unsolicited ? most : dataLength));
+    }
+    this.#current = task;
+  }
+
+  /** The header of a Data-Out. @throws {ProtocolError} for numbers out of sequence: nothing less than a new session repairs them */
+  beginDataOut(view: DataView, at: number, dataLength: number): void {
+    this.#currentIsCommand = false;
+    this.#current = undefined;
+    const transferTag = view.getUint32(at + AT_TTT);
+    const tag = view.getUint32(at + AT_ITT);
+    const solicited = transferTag !== NO_TAG;
+    const task = solicited ? this.#slots[transferTag & SLOT_MASK] : this.#byTag.get(tag);
+    // Data of a task that was aborted or answered meanwhile: dropped.
+    if (task === undefined || task.state === FREE || task.tag !== tag) return;
+    let end: number;
+    if (solicited) {
+      if (!task.burstTags.includes(transferTag)) return;
+      if (task.burstTags[0] !== transferTag) throw new ProtocolError('PROTOCOL', 'Data-Out sequences out of order');
+      end = task.burstEnds[0] as number;
+    } else {
+      if (!task.unsolicited) throw new ProtocolError('PROTOCOL', 'Data-Out that nobody asked for');
+      end = Math.min(this.#options.parameters.firstBurstLength, task.expectedLength);
+    }
+    if (view.getUint32(at + AT_DATA_SN) !== task.dataSN) throw new ProtocolError('PROTOCOL', 'DataSN out of order');
+    if (view.getUint32(at + AT_BUFFER_OFFSET) !== task.received) {
+      throw new ProtocolError('PROTOCOL', 'buffer offset out of order');
+    }
+    const after = task.received + dataLength;
+    const final = (view.getUint8(at + 1) & FINAL) !== 0;
+    if (after > end) throw new ProtocolError('PROTOCOL', 'Data-Out past the end of its burst');
+    if (solicited && final !== (after === end)) throw new ProtocolError('PROTOCOL', 'F bit at the wrong Data-Out');
+    task.dataSN++;
+    this.#currentFinal = final;
+    this.#current = task;
+  }
+
+  /** Data of the PDU that is coming in. */
+  data(bytes: Uint8Array, from: number, to: number): void {
+    const task = this.#current;
+    if (task === undefined) return;
+    const take = Math.min(to - from, task.dataOut.byteLength - task.received);
+    if (take > 0 && task.refusal === ACCEPTED) {
+      if (task.dataOut.count === 1) {
+        (task.dataOut.memory[0] as Uint8Array).set(
+          bytes.subarray(from, from + take),
+          (task.dataOut.offsets[0] as number) + task.received,
+        );
+      } else {
+        task.dataOut.copyIn(task.received, bytes.subarray(from, from + take));
+      }
+    }
+    task.received += to - from;
+  }
+
+  /** The PDU that was coming in is complete. */
+  end(digestGood: boolean): void {
+    const task = this.#current;
+    this.#current = undefined;
+    if (!digestGood) {
+      this.#options.reject(REJECT_DATA_DIGEST);
+      if (task !== undefined) this.#refuse(task, REFUSED_DIGEST);
+    }
+    if (task === undefined) return;
+    if (this.#currentIsCommand) {
+      if (task.immediate) this.#admit(task);
+      else this.#arrive(task);
+      return;
+    }
+    if (!this.#currentFinal) return;
+    task.dataSN = 0;
+    if (task.unsolicited) {
+      task.unsolicited = false;
+    } else {
+      task.burstEnds.shift();
+      task.burstTags.shift();
+    }
+    if (task.state === GATHERING) this.#proceed(task);
+  }
+
+  #arrive(task: Task): void {
+    const { order } = this.#options;
+    // Registered while it waits for its turn; one whose turn it is may be over in the same tick.
+    if (task.cmdSN !== this.#writer.numbers.expCmdSN) this.#register(task);
+    order.arrive(task.cmdSN, task);
+  }
+
+  // --- on the way to the device server ---
+
+  #admit(task: Task): void {
+    if (task.state === DROPPED) {
+      this.#retire(task);
+      return;
+    }
+    if (task.attribute !== HEAD_OF_QUEUE && !task.immediate && (this.#waiting.length > 0 || !this.#mayStart(task))) {
+      task.state = WAITING;
+      this.#register(task);
+      this.#waiting.push(task);
+      return;
+    }
+    this.#start(task);
+  }
+
+  #mayStart(task: Task): boolean {
+    if (this.#orderedGathering || (task.attribute === ORDERED && this.#gathering > 0)) return false;
+    const { limits, share } = this.#options;
+    const { output } = this.#writer;
+    if (output.queued === 0 && this.executing === 0) return true;
+    return output.queued < limits.outputLimit && share.allows(task.wantIn);
+  }
+
+  #start(task: Task): void {
+    if (task.unsolicited || task.received < task.wanted) {
+      task.state = GATHERING;
+      this.#register(task);
+      this.#gathering++;
+      if (task.attribute === ORDERED) this.#orderedGathering = true;
+      this.#proceed(task);
+      return;
+    }
+    this.#execute(task);
+  }
+
+  /** Goes on with gathering: asks for more, or executes. */
+  #proceed(task: Task): void {
+    if (task.unsolicited) return;
+    if (task.received < task.wanted && task.refusal === ACCEPTED) {
+      this.#solicit(task);
+      return;
+    }
+    if (task.burstTags.length > 0) return;
+    this.#endGathering(task);
+    this.#execute(task);
+    this.drain();
+  }
+
+  #endGathering(task: Task): void {
+    this.#gathering--;
+    if (task.attribute === ORDERED) this.#orderedGathering = false;
+    if (task.solicited > 0) this.#soliciting--;
+    const i = this.#hungry.indexOf(task);
+    if (i >= 0) this.#hungry.splice(i, 1);
+  }
+
+  /** Sends R2Ts for what is missing, when there is memory for it. */
+  #solicit(task: Task): void {
+    const { share, parameters } = this.#options;
+    const missing = task.wanted - task.dataOut.byteLength;
+    if (missing > 0) {
+      const alone = this.#soliciting === 0 && this.executing === 0 && this.#writer.output.queued === 0;
+      if (!alone && !share.allows(missing)) {
+        if (!this.#hungry.includes(task)) this.#hungry.push(task);
+        return;
+      }
+      this.#arena.allocate(missing, task.dataOut, task.outChunks);
+    }
+    if (task.solicited === 0) {
+      // Its first R2T: what came unasked needs none.
+      task.solicited = task.received;
+      this.#soliciting++;
+    }
+    while (task.solicited < task.wanted && task.burstTags.length < parameters.maxOutstandingR2T) {
+      const length = Math.min(parameters.maxBurstLength, task.wanted - task.solicited);
+      this.#sendR2T(task, task.solicited, length);
+      task.solicited += length;
+    }
+  }
+
+  #sendR2T(task: Task, offset: number, length: number): void {
+    // Unique for long enough, and never the reserved tag: the upper bits never are all ones.
+    this.#transferTag = (this.#transferTag + 1) % ((1 << (32 - SLOT_BITS)) - 1);
+    const transferTag = ((this.#transferTag << SLOT_BITS) | task.index) >>> 0;
+    task.burstTags.push(transferTag);
+    task.burstEnds.push(offset + length);
+    const { view } = this.#writer.start(R2T, FINAL);
+    const { at } = this.#writer.output;
+    view.setUint32(at + 8, task.lunHigh);
+    view.setUint32(at + 12, task.lunLow);
+    view.setUint32(at + AT_ITT, task.tag);
+    view.setUint32(at + AT_TTT, transferTag);
+    this.#writer.stamp(view, at, false);
+    view.setUint32(at + AT_DATA_SN, task.r2tSN++);
+    view.setUint32(at + AT_BUFFER_OFFSET, offset);
+    view.setUint32(at + AT_DESIRED_LENGTH, length);
+    this.#writer.finish();
+  }
+
+  #execute(task: Task): void {
+    if (task.refusal !== ACCEPTED) {
+      this.#answerRefused(task);
+      return;
+    }
+    if (task.wantIn > 0) this.#responder.prepare(task);
+    const running = this.#device.execute(task);
+    if (running === undefined) {
+      this.#respond(task);
+      return;
+    }
+    task.state = EXECUTING;
+    this.executing++;
+    this.#register(task);
+    this.#responder.setAside(task);
+    void running.then(task.done);
+  }
+
+  /** A task that did not complete at once has ended. */
+  #completed(task: Task): void {
+    this.executing--;
+    if (this.#closed || task.aborted) {
+      this.#retire(task);
+      if (!this.#closed) this.drain();
+    } else {
+      this.#respond(task);
+      this.drain();
+    }
+    this.#options.wake();
+  }
+
+  #respond(task: Task): void {
+    // The slot is free before the response is written, so that the window in the response has it.
+    this.#count(task);
+    this.#responder.respond(task);
+    this.#recycle(task);
+    if (this.#writer.output.pending >= FLUSH_BYTES) this.#writer.output.flush();
+  }
+
+  /** Starts what waited for room, memory or an ORDERED task. */
+  drain(): void {
+    while (this.#hungry.length > 0) {
+      const task = this.#hungry.shift() as Task;
+      this.#solicit(task);
+      if (this.#hungry.includes(task)) break; // still hungry
+    }
+    while (this.#waiting.length > 0 && this.#mayStart(this.#waiting[0] as Task)) {
+      this.#start(this.#waiting.shift() as Task);
+    }
+    if (this.size === 0) this.#arena.trim();
+  }
+
+  // --- refusals ---
+
+  #refuse(task: Task, refusal: Task['refusal']): void {
+    if (task.refusal === ACCEPTED) task.refusal = refusal;
+    task.wanted = 0;
+    task.wantIn = 0;
+  }
+
+  #answerRefused(task: Task): void {
+    const sense = REFUSAL_SENSE[task.refusal];
+    if (sense === undefined) {
+      this.#options.counters.taskSetFull++;
+      task.status = TASK_SET_FULL;
+    } else {
+      task.status = CHECK_CONDITION;
+      task.sense.fill(0, 0, 18);
+      task.sense[0] = 0x70;
+      task.sense[2] = sense[0];
+      task.sense[7] = 10;
+      task.sense[12] = sense[1];
+      task.sense[13] = sense[2];
+      task.senseLength = 18;
+    }
+    this.#respond(task);
+  }
+
+  /** Memory for data that comes unasked; without it the command is answered TASK SET FULL and the data dropped. */
+  #allocate(task: Task, length: number): void {
+    if (length === 0 || task.refusal !== ACCEPTED) return;
+    if (this.size > 1 && !this.#options.share.allows(length)) this.#refuse(task, REFUSED_NO_MEMORY);
+    else this.#arena.allocate(length, task.dataOut, task.outChunks);
+  }
+
+  // --- slots ---
+
+  #newSlot(): Task {
+    const task = new Task(
+      this.#options.nexus,
+      this.#slots.length,
+      (ready) => this.#admit(ready),
+      (ended) => this.#completed(ended),
+    );
+    this.#slots.push(task);
+    return task;
+  }
+
+  #register(task: Task): void {
+    if (task.registered) return;
+    task.registered = true;
+    this.#byTag.set(task.tag, task);
+  }
+
+  /** Takes the task out of all counts. */
+  #count(task: Task): void {
+    if (task.registered) {
+      task.registered = false;
+      this.#byTag.delete(task.tag);
+    }
+    if (task.immediate) this.#immediate--;
+    else this.#writer.numbers.outstanding--;
+    task.state = FREE;
+  }
+
+  /** Frees memory and slot. */
+  #recycle(task: Task): void {
+    task.releaseChunks();
+    task.burstEnds.length = 0;
+    task.burstTags.length = 0;
+    this.#free.push(task);
+  }
+
+  #retire(task: Task): void {
+    this.#count(task);
+    this.#recycle(task);
+  }
+
+  // --- task management ---
+
+  /** The task of that initiator task tag. */
+  find(tag: number): Task | undefined {
+    return this.#byTag.get(tag);
+  }
+
+  /** Drops a task that the device server does not have yet: it gets no response. */
+  drop(task: Task): void {
+    if (task.state === GATHERING) {
+      this.#endGathering(task);
+      this.#retire(task);
+    } else if (task.state === WAITING) {
+      this.#waiting.splice(this.#waiting.indexOf(task), 1);
+      this.#retire(task);
+    } else if (task.state === ARRIVING) {
+      // Its place in the CmdSN order stays.
+      task.state = DROPPED;
+    }
+  }
+
+  /** Drops all tasks of a logical unit (of all units when undefined) that the device server does not have yet. */
+  dropUnsubmitted(lun: number | undefined): void {
+    for (const task of [...this.#byTag.values()]) {
+      if (lun === undefined || task.lun === lun) this.drop(task);
+    }
+    this.drain();
+    this.#options.wake();
+  }
+
+  /** The session is over: nothing is answered any more. Tasks in the device server give up their memory when they end. */
+  close(): void {
+    if (this.#closed) return;
+    this.#closed = true;
+    // A command whose own PDU is cut off is known to nobody else.
+    if (this.#current !== undefined && this.#currentIsCommand) this.#retire(this.#current);
+    this.#current = undefined;
+    for (const task of [...this.#byTag.values()]) {
+      if (task.state === EXECUTING) continue;
+      if (task.state === GATHERING) this.#endGathering(task);
+      this.#retire(task);
+    }
+    this.#waiting.length = 0;
+    this.#arena.close();
+  }
+}
