@@ -42,7 +42,7 @@ async function runTest(name: string, url: string, secondUrl: string): Promise<Su
   try {
     const { status, signal, stdout, stderr } = await run(
       'iscsi-test-cu',
-      ['--dataloss', '--allow-sanitize', '--verbose', `--test=${name}`, url, secondUrl],
+      ['--dataloss', '--allow-sanitize', '--normal', `--test=${name}`, url, secondUrl],
       { timeoutMs: 40_000 },
     );
     const output = stdout + stderr;
@@ -51,7 +51,7 @@ async function runTest(name: string, url: string, secondUrl: string): Promise<Su
     const ms = Date.now() - began;
     if (status !== 0) return { name, suite, result: 'fail', output: `${end}\n${output}`, ms };
     if (ran === null || ran[2] === '0') return { name, suite, result: 'fail', output: `ran no test\n${output}`, ms };
-    // A test that found nothing to do may say so, or end without having asserted anything.
+    // What finds nothing to do says so, or ends without having asserted anything: neither is a pass.
     const skipped = output.includes('[SKIPPED]') || /asserts\s+0\s/.test(output);
     return { name, suite, result: skipped ? 'skip' : 'pass', output, ms };
   } catch (error) {

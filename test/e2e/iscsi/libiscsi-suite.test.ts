@@ -1,0 +1,82 @@
+/**
+ * libiscsi's whole suite, one process per test, against each kind of LUN. Nothing may fail; on a plain disk at least 192
+ * of version 1.19's 230 tests pass, the others are skipped by the suite for things that we do not claim to have.
+ */
+
+import assert from 'node:assert/strict';
+import { truncate, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { describe, test } from 'node:test';
+import { MiB } from '../../../formats/core/units.ts';
+import * as suite from '../../support/iscsi-test-cu.ts';
+import { type ExportOptions, startExport } from '../../support/lunette-export.ts';
+import { qemu } from '../../support/qemu.ts';
+import { requires } from '../../support/requires.ts';
+import { type Cleanup, temporaryDirectory } from '../../support/temporary.ts';
+
+const SIZE = 100 * MiB;
+const SECRET = 'correct-horse-1';
+
+async function rawImage(t: Cleanup): Promise<string> {
+  const path = join(await temporaryDirectory(t), 'plain.raw');
+  await writeFile(path, '');
+  await truncate(path, SIZE);
+  return path;
+}
+
+interface Case {
+  readonly name: string;
+  readonly format: 'raw' | 'qcow2';
+  readonly args?: readonly string[];
+  /** How many tests pass at least. */
+  readonly passes: number;
+  /** Must pass, not be skipped: what this kind of LUN is about. */
+  readonly mustPass?: readonly string[];
+  readonly chap?: boolean;
+}
+
+const CASES: readonly Case[] = [
+  { name: 'a qcow2 image', format: 'qcow2', passes: 192 },
+  { name: 'a raw image', format: 'raw', passes: 192 },
+  {
+    name: 'a removable medium',
+    format: 'qcow2',
+    args: ['--removable'],
+    passes: 192,
+    mustPass: ['NoMedia.NoMediaSBC', 'PreventAllow.Simple', 'PreventAllow.Eject', 'StartStopUnit.Simple'],
+  },
+  { name: 'a read-only image', format: 'qcow2', args: ['--read-only'], passes: 60, mustPass: ['ReadOnly.ReadOnlySBC'] },
+  { name: 'an image behind CHAP', format: 'raw', chap: true, passes: 192 },
+];
+
+const skip = requires.libiscsi() || requires.qemuImg();
+
+// Two at a time: the suite mostly waits, for timers of its own.
+describe("libiscsi's suite finds no failure", { concurrency: 2, skip }, () => {
+  for (const { name, format, args = [], passes, mustPass = [], chap = false } of CASES) {
+    test(`on ${name}`, { timeout: 240_000 }, async (t) => {
+      const image = format === 'raw' ? await rawImage(t) : await qemu.create(t, { format, size: SIZE });
+      let options: ExportOptions = { args };
+      if (chap) {
+        const secretFile = join(await temporaryDirectory(t), 'secret');
+        await writeFile(secretFile, `${SECRET}\n`, { mode: 0o600 });
+        options = { args: [...args, '--chap', 'suite', '--chap-secret-file', secretFile] };
+      }
+      const target = await startExport(t, image, options);
+      const url = chap ? target.url.replace('iscsi://', `iscsi://suite%${SECRET}@`) : target.url;
+
+      const results = await suite.sweep(url);
+      for (const line of suite.describe(results)) t.diagnostic(line);
+      const { pass, fail } = suite.tally(results);
+      const failed = results.filter((result) => result.result === 'fail');
+      assert.equal(fail, 0, failed.map(({ name: test, output }) => `${test}\n${output}`).join('\n'));
+      assert.ok(results.length >= 230, `the suite has ${results.length} tests`);
+      assert.ok(pass >= passes, `${pass} passed, ${passes} must`);
+      for (const test of mustPass) {
+        assert.equal(results.find((result) => result.name === `ALL.${test}`)?.result, 'pass', test);
+      }
+      await target.stop();
+      if (format === 'qcow2') await qemu.assertClean(image);
+    });
+  }
+});
