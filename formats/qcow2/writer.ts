@@ -1,27 +1,211 @@
-import { ImageError } from '../core/errors.ts';
+import type { BlockCache } from '../cache/cache.ts';
+import { codeOf, ImageError } from '../core/errors.ts';
+import { alignUp } from '../core/units.ts';
 import type { Reservation, ResizeOptions } from '../image/layer.ts';
+import type { LeaseBook } from '../image/lease.ts';
+import type { Storage } from '../storage/storage.ts';
+import { Allocator } from './allocator.ts';
 import type { CompressedClusters } from './compressed.ts';
+import { type ZeroMode, zeroSlice } from './discard-zero.ts';
+import { Flusher } from './flush.ts';
+import { HEADER_V3, type Qcow2Header } from './header.ts';
+import { HeaderSector } from './header-sector.ts';
 import type { Mapping } from './mapping.ts';
 import { MetadataMap } from './metadata-map.ts';
+import { Mutex } from './mutex.ts';
+import type { PointerTable } from './pointer-table.ts';
+import { Refcounts } from './refcount.ts';
+import { repairRefcounts } from './repair-refcounts.ts';
+import { makeReservation } from './reservation.ts';
+import type { SliceCache } from './slices.ts';
+import type { SnapshotTable } from './snapshot.ts';
+import { WriteState } from './write-state.ts';
 
-/** Placeholder for the first commits of the room; replaced by the write path. */
+/** Runs of dropped clusters after which a long discard flushes: what bounds its memory. */
+const MAX_UNLINKED = 64 * 1024;
+
+export interface Qcow2WriterParts {
+  readonly storage: Storage;
+  readonly header: Qcow2Header;
+  readonly snapshotTable: SnapshotTable;
+  readonly l1: PointerTable;
+  readonly slices: SliceCache;
+  readonly leases: LeaseBook;
+  readonly cache: BlockCache;
+}
+
+/** Everything that changes a qcow2 file: the write half of a layer. */
 export class Qcow2Writer {
-  readonly metadata = new MetadataMap(65536);
-  static async open(_parts: unknown): Promise<Qcow2Writer> {
-    throw new ImageError('UNSUPPORTED', 'qcow2 images cannot be written yet');
+  readonly metadata: MetadataMap;
+  readonly #header: Qcow2Header;
+  readonly #state: WriteState;
+  readonly #flusher: Flusher;
+
+  private constructor(header: Qcow2Header, state: WriteState) {
+    this.#header = header;
+    this.#state = state;
+    this.metadata = state.parts.metadata;
+    this.#flusher = new Flusher(state);
   }
-  attach(_mapping: Mapping, _compressed: CompressedClusters): void {}
-  async beginWrite(): Promise<void> {}
-  async reserve(_offset: number, _length: number): Promise<Reservation> {
-    throw new ImageError('UNSUPPORTED', 'qcow2 images cannot be written yet');
+
+  /**
+   * Loads what writing needs. An image whose refcounts may be wrong (dirty bit) has them rebuilt first.
+   *
+   * @throws {ImageError} CORRUPT when the refcount structures cannot be used
+   */
+  static async open(parts: Qcow2WriterParts): Promise<Qcow2Writer> {
+    const { storage, header, slices, l1 } = parts;
+    const { geometry } = header;
+    const table = await Refcounts.loadTable(storage, header);
+    const metadata = markTables(parts, table);
+    const brokenTables = markL2Tables(l1, metadata, geometry.clusterSize);
+    const refcounts = new Refcounts({ storage, slices, geometry, metadata, table });
+    const allocator = new Allocator({ storage, slices, geometry, metadata, refcounts });
+    const state = new WriteState({
+      storage,
+      geometry,
+      cache: parts.cache,
+      slices,
+      l1,
+      brokenTables,
+      metadata,
+      refcounts,
+      allocator,
+      header: await HeaderSector.load(storage),
+      leases: parts.leases,
+      mutex: new Mutex(),
+      hasParent: header.backingFile !== undefined,
+    });
+    refcounts.onUnlinked = (first, count) => state.unlinked.add(first, count, false);
+    const writer = new Qcow2Writer(header, state);
+    if (header.dirty) await repairRefcounts({ ...parts, state, flush: () => writer.flush() });
+    return writer;
   }
-  async zero(_offset: number, _length: number, _unmap: boolean): Promise<boolean> {
-    return false;
+
+  attach(mapping: Mapping, compressed: CompressedClusters): void {
+    this.#state.mapping = mapping;
+    this.#state.compressed = compressed;
   }
-  async release(_offset: number, _length: number): Promise<boolean> {
-    return false;
+
+  /** Clears the autoclear bits, durably: all of them vouch for something that a write makes untrue. */
+  async beginWrite(): Promise<void> {
+    this.#state.check();
+    const { high, low } = this.#header.autoclearFeatures;
+    if (high === 0 && low === 0) return;
+    await this.#state.parts.header.update((view) => {
+      HEADER_V3.write(view, { autoclearFeatures: { high: 0, low: 0 } });
+    });
+    await this.#state.parts.storage.sync();
   }
-  async resize(_size: number, _options: ResizeOptions): Promise<void> {}
-  async flush(): Promise<void> {}
-  async close(): Promise<void> {}
+
+  async reserve(offset: number, length: number): Promise<Reservation> {
+    await this.#relieve();
+    return this.#retried(() => makeReservation(this.#state, offset, length));
+  }
+
+  /** As Layer.zero: false where version 2 cannot. */
+  async zero(offset: number, length: number, unmap: boolean): Promise<boolean> {
+    if (this.#header.geometry.version === 2) return unmap && this.release(offset, length);
+    await this.#zeroRange(offset, length, unmap ? 'unmap' : 'keep');
+    return true;
+  }
+
+  /** As Layer.release: false where version 2 has a backing file, which would show again. */
+  async release(offset: number, length: number): Promise<boolean> {
+    if (this.#header.geometry.version === 2) {
+      if (this.#state.parts.hasParent) return false;
+      await this.#zeroRange(offset, length, 'deallocate');
+    } else {
+      await this.#zeroRange(offset, length, 'unmap');
+    }
+    return true;
+  }
+
+  async resize(_size: number, _options: ResizeOptions): Promise<void> {
+    throw new ImageError('UNSUPPORTED', 'qcow2 images cannot be resized', { path: this.#state.parts.storage.path });
+  }
+
+  flush(): Promise<void> {
+    return this.#flusher.flush();
+  }
+
+  /** Writes everything back, and waits for space in quarantine: what is left behind has no leaks. */
+  async close(): Promise<void> {
+    if (this.#state.stopped !== undefined) return;
+    await this.#flusher.flush();
+    await this.#flusher.settled();
+    // Refcounts that were lowered at the end of that flush.
+    if (this.#state.stopped === undefined && this.#state.parts.slices.hasDirty('refcount')) await this.#flusher.flush();
+  }
+
+  async #zeroRange(offset: number, length: number, mode: ZeroMode): Promise<void> {
+    const end = alignUp(offset + length, this.#header.geometry.clusterSize);
+    for (let at = offset; at < end; ) {
+      await this.#relieve();
+      const from = at;
+      at = await this.#retried(() => zeroSlice(this.#state, from, end, mode));
+    }
+  }
+
+  /** Before more becomes dirty: writes back when there is too much already. */
+  async #relieve(): Promise<void> {
+    this.#state.check();
+    if (this.#state.parts.cache.pinnedFull || this.#state.unlinked.length > MAX_UNLINKED) await this.flush();
+  }
+
+  /** Runs a change; when there is no space, once more after freeing what waits to be freed. */
+  async #retried<T>(act: () => Promise<T>): Promise<T> {
+    try {
+      return await this.#state.change(act);
+    } catch (error) {
+      if (codeOf(error) !== 'NO_SPACE' || !this.#flusher.holdsSpace) throw error;
+      await this.flush();
+      await this.#flusher.settled();
+      return this.#state.change(act);
+    }
+  }
+}
+
+/** Marks header, L1 table, refcount structures and snapshot table. @throws {ImageError} CORRUPT where blocks lie on other tables */
+function markTables(parts: Qcow2WriterParts, table: PointerTable): MetadataMap {
+  const { storage, header, l1, snapshotTable } = parts;
+  const { clusterSize } = header.geometry;
+  const metadata = new MetadataMap(clusterSize);
+  const claim = (offset: number, length: number, field: string, at: number): void => {
+    for (let cluster = offset / clusterSize; cluster * clusterSize < offset + length; cluster++) {
+      if (!metadata.has(cluster)) continue;
+      throw new ImageError('CORRUPT', `the ${field} lies on other metadata`, { path: storage.path, field, offset: at });
+    }
+    metadata.add(offset, length);
+  };
+  metadata.add(0, clusterSize);
+  claim(header.refcountTableOffset, table.byteLength, 'refcount table', 48);
+  if (l1.byteLength > 0) claim(l1.offset, l1.byteLength, 'L1 table', 40);
+  if (snapshotTable.byteLength > 0) claim(snapshotTable.offset, snapshotTable.byteLength, 'snapshot table', 64);
+  for (let i = 0; i < table.entries; i++) {
+    const block = table.checkedTarget(i);
+    if (block === 0) continue;
+    const at = table.offset + i * 8;
+    if (block >= storage.size) {
+      throw new ImageError('CORRUPT', `refcount block ${i} is outside the file`, {
+        path: storage.path,
+        field: 'refcount table',
+        offset: at,
+      });
+    }
+    claim(block, clusterSize, 'refcount block', at);
+  }
+  return metadata;
+}
+
+/** Marks the active L2 tables. @returns L1 entries that point to what is something else already */
+function markL2Tables(l1: PointerTable, metadata: MetadataMap, clusterSize: number): Set<number> {
+  const broken = new Set<number>();
+  for (let i = 0; i < l1.entries; i++) {
+    const table = l1.target(i);
+    if (table <= 0) continue;
+    if (metadata.has(table / clusterSize) || !Number.isSafeInteger(table + clusterSize)) broken.add(i);
+    else metadata.add(table, clusterSize);
+  }
+  return broken;
 }

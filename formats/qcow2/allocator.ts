@@ -1,0 +1,136 @@
+import { ImageError, StorageError } from '../core/errors.ts';
+import { alignUp } from '../core/units.ts';
+import type { Storage } from '../storage/storage.ts';
+import type { Geometry } from './geometry.ts';
+import type { MetadataMap } from './metadata-map.ts';
+import type { Refcounts } from './refcount.ts';
+import { getRefcount, setRefcount } from './refcount-codec.ts';
+import type { SliceCache } from './slices.ts';
+
+/** Host offsets of data have 56 bits, of which a number takes 53. */
+const MAX_HOST_OFFSET = Number.MAX_SAFE_INTEGER;
+
+/** Host clusters that follow each other. */
+export interface ClusterRun {
+  readonly first: number;
+  readonly count: number;
+  /** Never written since the file grew to hold them: they read as zeros. */
+  readonly fresh: boolean;
+}
+
+/** Gives out free clusters, lowest first, and takes them back. Callers hold the writer's mutex. */
+export class Allocator {
+  readonly #storage: Storage;
+  readonly #slices: SliceCache;
+  readonly #geometry: Geometry;
+  readonly #metadata: MetadataMap;
+  readonly #refcounts: Refcounts;
+  /** Everything below is in use. */
+  #hint = 0;
+  /** Everything from this cluster on has never been written. */
+  #untouched: number;
+
+  constructor(parts: {
+    storage: Storage;
+    slices: SliceCache;
+    geometry: Geometry;
+    metadata: MetadataMap;
+    refcounts: Refcounts;
+  }) {
+    this.#storage = parts.storage;
+    this.#slices = parts.slices;
+    this.#geometry = parts.geometry;
+    this.#metadata = parts.metadata;
+    this.#refcounts = parts.refcounts;
+    const { clusterSize } = parts.geometry;
+    this.#untouched = parts.storage.growsZeroed
+      ? alignUp(parts.storage.size, clusterSize) / clusterSize
+      : Number.POSITIVE_INFINITY;
+    this.#refcounts.onAllocated = (first, count) => this.#touched(first + count);
+  }
+
+  /**
+   * Takes the first free cluster and up to `most - 1` free ones that follow it. Their refcounts are 1 from now on.
+   *
+   * @throws {StorageError} NO_SPACE; {ImageError} CORRUPT when a free cluster holds metadata
+   */
+  async allocate(most: number): Promise<ClusterRun> {
+    const { refcountsPerSlice, refcountOrder, clusterSize } = this.#geometry;
+    for (let cluster = this.#hint; ; ) {
+      if ((cluster + 1) * clusterSize > MAX_HOST_OFFSET) throw this.#full('the image is as large as the format allows');
+      const slice = this.#refcounts.sliceOf(cluster);
+      if (slice < 0) {
+        this.#refuseOutside(cluster);
+        await this.#refcounts.addBlock(cluster);
+        continue;
+      }
+      await this.#slices.hold(slice, 'refcount');
+      try {
+        const bytes = this.#slices.peek(slice) as Uint8Array;
+        const base = cluster - (cluster % refcountsPerSlice);
+        let free = cluster - base;
+        while (free < refcountsPerSlice && getRefcount(bytes, refcountOrder, free) !== 0) free++;
+        if (free === refcountsPerSlice) {
+          cluster = base + refcountsPerSlice;
+          this.#hint = cluster;
+          continue;
+        }
+        let end = free + 1;
+        const stop = Math.min(refcountsPerSlice, free + most, this.#boundary(base + free) - base);
+        while (end < stop && getRefcount(bytes, refcountOrder, end) === 0) end++;
+        return this.#take(slice, base, free, end);
+      } finally {
+        this.#slices.unhold(slice);
+      }
+    }
+  }
+
+  /** Where a run that starts at a cluster must end so that it is fresh as a whole or not at all. */
+  #boundary(cluster: number): number {
+    return cluster < this.#untouched ? this.#untouched : Number.POSITIVE_INFINITY;
+  }
+
+  #take(slice: number, base: number, from: number, to: number): ClusterRun {
+    this.#refuseOutside(base + to - 1);
+    for (let cluster = base + from; cluster < base + to; cluster++) {
+      if (!this.#metadata.has(cluster)) continue;
+      throw new ImageError('CORRUPT', 'a cluster that holds metadata has a refcount of 0', {
+        path: this.#storage.path,
+        field: 'refcount',
+        offset: cluster * this.#geometry.clusterSize,
+      });
+    }
+    const bytes = this.#slices.modify(slice);
+    for (let i = from; i < to; i++) setRefcount(bytes, this.#geometry.refcountOrder, i, 1);
+    const first = base + from;
+    this.#hint = base + to;
+    const fresh = first >= this.#untouched;
+    this.#touched(base + to);
+    return { first, count: to - from, fresh };
+  }
+
+  /** Gives clusters back that nothing refers to. @throws what reading their refcounts throws: they are leaked then */
+  async free(first: number, count: number): Promise<void> {
+    await this.#refcounts.lower(first, count);
+    this.freed(first);
+  }
+
+  /** A cluster has become free. */
+  freed(cluster: number): void {
+    if (cluster < this.#hint) this.#hint = cluster;
+  }
+
+  #touched(end: number): void {
+    if (this.#untouched < end) this.#untouched = end;
+  }
+
+  /** A device does not grow. */
+  #refuseOutside(cluster: number): void {
+    if (this.#storage.growsZeroed) return;
+    if ((cluster + 1) * this.#geometry.clusterSize > this.#storage.size) throw this.#full('the device is full');
+  }
+
+  #full(why: string): StorageError {
+    return new StorageError('NO_SPACE', why, { path: this.#storage.path });
+  }
+}

@@ -1,0 +1,184 @@
+import { ImageError, LunetteError } from '../core/errors.ts';
+import { type TableWrite, writeTable } from './pointer-table.ts';
+import type { RefcountTableJob } from './refcount.ts';
+import type { SliceBatch } from './slices.ts';
+import { Unlinked } from './unlinked.ts';
+import type { WriteState } from './write-state.ts';
+
+/** All that was dirty at one moment. */
+interface Job {
+  readonly refcounts: SliceBatch;
+  readonly table: RefcountTableJob;
+  readonly mappings: SliceBatch;
+  readonly l1: readonly TableWrite[];
+  readonly unlinked: Unlinked;
+}
+
+/**
+ * Writes metadata back in the order that survives a power cut:
+ *
+ * A. refcounts, new refcount blocks and tables; sync. Everything that was written before is durable now: data, new L2 tables.
+ *    (A'. what points to new refcount structures; sync.)
+ * B. L2 entries, as they were when A began; sync.
+ * C. L1 entries, as they were then; sync.
+ * D. what those entries referred to before is free: refcounts are lowered in memory, space is given back.
+ *
+ * Steps without anything to write are left out. After an error that is no failed sync everything is dirty again, and nothing was freed.
+ */
+export class Flusher {
+  readonly #state: WriteState;
+  #running: Promise<void> | undefined;
+  #next: Promise<void> | undefined;
+  /** Lists of dropped clusters that wait for readers or for the file system. */
+  readonly #quarantine = new Set<Promise<void>>();
+
+  constructor(state: WriteState) {
+    this.#state = state;
+  }
+
+  /** True while space waits to be freed that a flush, or waiting, would free. */
+  get holdsSpace(): boolean {
+    return this.#quarantine.size > 0 || !this.#state.unlinked.empty;
+  }
+
+  /** Flushes; callers that come while a flush runs share the next one. */
+  flush(): Promise<void> {
+    if (this.#running === undefined) {
+      this.#running = this.#once().finally(() => {
+        this.#running = undefined;
+      });
+      return this.#running;
+    }
+    this.#next ??= this.#running
+      .catch(() => undefined)
+      .then(() => {
+        this.#next = undefined;
+        return this.flush();
+      });
+    return this.#next;
+  }
+
+  /** Resolves when nothing is in quarantine any more. */
+  async settled(): Promise<void> {
+    while (this.#quarantine.size > 0) await Promise.all(this.#quarantine);
+  }
+
+  async #once(): Promise<void> {
+    this.#state.check();
+    // The mutex: nobody is in the middle of a change when the dirty slices are taken.
+    const job = await this.#state.parts.mutex.run(() => this.#take());
+    try {
+      await this.#write(job);
+    } catch (error) {
+      this.#return(job);
+      throw error;
+    }
+    if (!job.unlinked.empty) await this.#release(job.unlinked);
+  }
+
+  #take(): Job {
+    const { slices, refcounts, l1 } = this.#state.parts;
+    const job: Job = {
+      refcounts: slices.takeDirty('refcount'),
+      table: refcounts.takeTable(),
+      mappings: slices.takeDirty('mapping'),
+      l1: l1.takeDirty(),
+      unlinked: this.#state.unlinked,
+    };
+    this.#state.unlinked = new Unlinked();
+    return job;
+  }
+
+  async #write(job: Job): Promise<void> {
+    const { storage, slices, refcounts, header } = this.#state.parts;
+    await slices.writeBatch(job.refcounts);
+    await refcounts.writeMoved(job.table);
+    await this.#sync();
+    slices.finishBatch(job.refcounts);
+    if (await refcounts.link(job.table, header)) await this.#sync();
+    if (job.mappings.slices.length > 0) {
+      await slices.writeBatch(job.mappings);
+      await this.#sync();
+      slices.finishBatch(job.mappings);
+    }
+    if (job.l1.length > 0) {
+      await writeTable(storage, job.l1);
+      await this.#sync();
+    }
+  }
+
+  /** A sync that fails may have lost writes that were reported as done: it is never tried again. */
+  async #sync(): Promise<void> {
+    this.#state.check();
+    try {
+      await this.#state.parts.storage.sync();
+    } catch (error) {
+      const failure = new LunetteError(
+        'IO',
+        'making writes durable failed: nothing more is written until it is opened again',
+        {
+          path: this.#state.parts.storage.path,
+          cause: error,
+        },
+      );
+      this.#state.stop(failure);
+      throw failure;
+    }
+  }
+
+  #return(job: Job): void {
+    const { slices, refcounts, l1 } = this.#state.parts;
+    slices.returnBatch(job.refcounts);
+    refcounts.returnTable(job.table);
+    slices.returnBatch(job.mappings);
+    l1.returned(job.l1);
+    this.#state.unlinked.prepend(job.unlinked);
+  }
+
+  /** Frees what is referred to no more: now, when nobody is reading, else as soon as those who read are done. */
+  async #release(unlinked: Unlinked): Promise<void> {
+    const { leases } = this.#state.parts;
+    const idle = leases.idle;
+    const work = (idle ? this.#free(unlinked) : leases.quiesced().then(() => this.#free(unlinked))).catch(
+      async (error: unknown) => {
+        // Counts that were not lowered are leaks, which do no harm; a count that was too low already is no accident.
+        if (error instanceof ImageError && error.code === 'CORRUPT') await this.#state.markCorrupt(error);
+      },
+    );
+    this.#quarantine.add(work);
+    const done = work.finally(() => this.#quarantine.delete(work));
+    if (idle) await done;
+  }
+
+  async #free(unlinked: Unlinked): Promise<void> {
+    const { storage, geometry, refcounts, allocator, metadata, slices, mutex } = this.#state.parts;
+    const { clusterSize, slicesPerCluster } = geometry;
+    const punched: { first: number; count: number }[] = [];
+    const free = async (first: number, count: number): Promise<void> => {
+      await refcounts.lower(first, count);
+      for (let cluster = first; cluster < first + count; cluster++) {
+        if (metadata.has(cluster) && (await refcounts.get(cluster)) === 0) {
+          metadata.remove(cluster * clusterSize, clusterSize);
+          slices.forget(cluster * slicesPerCluster, slicesPerCluster);
+        }
+      }
+      allocator.freed(first);
+    };
+    for (const { first, count, punch } of unlinked.sorted()) {
+      await mutex.run(async () => {
+        if (!punch) return free(first, count);
+        // Space of the last reference goes back to the file system while the cluster still counts as used: nobody can have it meanwhile.
+        for (let cluster = first; cluster < first + count; cluster++) {
+          const last = punched[punched.length - 1];
+          if ((await refcounts.get(cluster)) !== 1) await free(cluster, 1);
+          else if (last !== undefined && last.first + last.count === cluster) last.count++;
+          else punched.push({ first: cluster, count: 1 });
+        }
+      });
+    }
+    for (const { first, count } of punched) {
+      await storage.discard(first * clusterSize, count * clusterSize).catch(() => false);
+      await mutex.run(() => free(first, count));
+    }
+  }
+}

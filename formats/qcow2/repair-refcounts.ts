@@ -1,0 +1,1 @@
+export async function repairRefcounts(_parts: unknown): Promise<void> {}
