@@ -1,0 +1,93 @@
+import { type Command, Option } from 'commander';
+import type { CliContext } from '../context.ts';
+import {
+  allowAnyOption,
+  allowOption,
+  collect,
+  forceShareOption,
+  formatOption,
+  jsonOption,
+  sizeArgument,
+  strictOption,
+} from '../options.ts';
+import type { CommonOptions } from '../output.ts';
+
+/** Options of `export` as commander gives them. */
+export interface ExportOptions extends CommonOptions {
+  readonly transport: 'iscsi' | 'nbd' | 'lio';
+  readonly listen?: string;
+  readonly name?: string;
+  readonly oneTarget?: boolean;
+  readonly format?: string;
+  readonly readOnly?: boolean;
+  readonly snapshot?: string;
+  readonly ephemeral?: boolean;
+  readonly overlay?: string;
+  readonly forceShare?: boolean;
+  readonly chap?: string;
+  readonly chapSecretFile?: string;
+  readonly mutualChap?: string;
+  readonly mutualChapSecretFile?: string;
+  readonly allowInitiator?: readonly string[];
+  readonly blockSize?: '512' | '4096';
+  readonly removable?: boolean;
+  readonly cache?: number;
+  readonly metrics?: string;
+  readonly stateDir?: string;
+  readonly json?: boolean;
+  readonly allow?: readonly string[];
+  readonly allowAny?: boolean;
+  readonly strict?: boolean;
+}
+
+const EXAMPLES = `
+Examples:
+  lunette export disk.qcow2                     on 127.0.0.1:3260, written to in place
+  lunette export --ephemeral disk.qcow2         writes are thrown away at the end
+  lunette export --overlay today.qcow2 base.qcow2   writes go to today.qcow2
+  lunette export --snapshot before-update --read-only disk.qcow2
+  lunette export --one-target system.qcow2 data.qcow2   LUN 0 and LUN 1 of one target
+  lunette export --listen 0.0.0.0:3260 --chap alice --chap-secret-file secret.txt disk.qcow2
+
+For each image it prints one line that begins with "ready" and the URL, and serves until SIGINT or SIGTERM.
+`;
+
+/** `export`: serves images until interrupted. */
+export function registerExport(program: Command, context: CliContext): void {
+  program
+    .command('export')
+    .summary('serve images as SCSI disks over iSCSI')
+    .description('Serves images as SCSI disks until interrupted.')
+    .argument('<image...>', 'paths; each gets a target of its own')
+    .addOption(
+      new Option('--transport <name>', 'how initiators reach it').choices(['iscsi', 'nbd', 'lio']).default('iscsi'),
+    )
+    .option('--listen <host:port>', 'where to listen (default: 127.0.0.1:3260); port 0 picks a free one')
+    .option('--name <name>', 'name of the target (default: from the file’s name)')
+    .option('--one-target', 'several images are LUN 0, 1, 2… of one target')
+    .addOption(formatOption())
+    .option('--read-only', 'writes are refused')
+    .option('--snapshot <id|name>', 'serve an internal snapshot, read-only')
+    .option('--ephemeral', 'writes go to a temporary overlay, thrown away at the end')
+    .option('--overlay <file.qcow2>', 'writes go to this overlay, made if missing')
+    .addOption(forceShareOption())
+    .option('--chap <user>', 'initiators must log in as this user')
+    .option('--chap-secret-file <file>', 'the secret of --chap: the first line of a file, 12 bytes or more')
+    .option('--mutual-chap <user>', 'we prove to initiators that ask that we are this user')
+    .option('--mutual-chap-secret-file <file>', 'the secret of --mutual-chap')
+    .option('--allow-initiator <iqn>', 'only initiators of this name may log in (repeatable)', collect)
+    .addOption(new Option('--block-size <bytes>', 'size of a logical block').choices(['512', '4096']))
+    .option('--removable', 'a medium that can be ejected')
+    .option('--cache <size>', 'memory for decompressed clusters and tables (default: 64M)', sizeArgument)
+    .option('--metrics <host:port>', 'serve Prometheus metrics over HTTP at /metrics')
+    .option('--state-dir <dir>', 'where persistent reservations are kept over restarts')
+    .addOption(jsonOption('events on stdout and the log on stderr as JSON lines'))
+    .addOption(allowOption())
+    .addOption(allowAnyOption())
+    .addOption(strictOption())
+    .addHelpText('after', EXAMPLES)
+    .action(async (images: string[], _own: ExportOptions, command: Command) => {
+      const { runExport } = await import('../run-export.ts');
+      await runExport(images, command.optsWithGlobals<ExportOptions>(), context);
+    });
+}

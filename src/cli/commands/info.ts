@@ -1,0 +1,68 @@
+import type { Command } from 'commander';
+import type { CliContext } from '../context.ts';
+import {
+  allowAnyOption,
+  allowOption,
+  forceShareOption,
+  formatOption,
+  jsonOption,
+  outputOption,
+  strictOption,
+} from '../options.ts';
+import { type CommonOptions, type OutputOptions, wantsJson, warn } from '../output.ts';
+
+interface InfoOptions extends CommonOptions, OutputOptions {
+  readonly format?: string;
+  readonly forceShare?: boolean;
+  readonly backingChain?: boolean;
+  readonly strict?: boolean;
+  readonly allow?: readonly string[];
+  readonly allowAny?: boolean;
+  readonly compat?: string;
+}
+
+const EXAMPLES = `
+Examples:
+  lunette info disk.qcow2
+  lunette info --backing-chain overlay.qcow2
+  lunette info -U --json running-vm.qcow2     while a virtual machine uses it
+`;
+
+/** `info`: shows what an image is, without changing it. */
+export function registerInfo(program: Command, context: CliContext): void {
+  program
+    .command('info')
+    .summary('show what an image is, without changing it')
+    .description(
+      'Shows what an image is: format, sizes, snapshots, backing files. Changes nothing, and reads metadata only.',
+    )
+    .argument('<image>', 'path')
+    .addOption(formatOption())
+    .addOption(forceShareOption())
+    .option('--backing-chain', 'the same for its backing file, and that one’s, in turn')
+    .addOption(jsonOption('print JSON with qemu-img’s members'))
+    .addOption(outputOption())
+    .addOption(strictOption())
+    .addOption(allowOption())
+    .addOption(allowAnyOption())
+    .option('--compat <version>', 'leave out of the JSON what QEMU before 8.0 does not print: --compat 7.2')
+    .addHelpText('after', EXAMPLES)
+    .action(async (image: string, _own: InfoOptions, command: Command) => {
+      const options = command.optsWithGlobals<InfoOptions>();
+      const json = wantsJson(options);
+      const { describeChain } = await import('../describe-chain.ts');
+      const chain = await describeChain(image, {
+        ...options,
+        // Scripts that count "virtual-size" want it once.
+        children: options.compat === undefined || Number.parseFloat(options.compat) >= 8,
+        warn: (message, path) => warn(context, options, `${path}: ${message}`),
+      });
+      if (json) {
+        const { formatJson } = await import('../qemu-json.ts');
+        context.stdout.write(`${formatJson(options.backingChain === true ? chain : chain[0])}\n`);
+      } else {
+        const { renderInfo } = await import('../info-text.ts');
+        context.stdout.write(`${chain.map(renderInfo).join('\n\n')}\n`);
+      }
+    });
+}

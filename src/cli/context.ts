@@ -1,0 +1,47 @@
+import { type Interrupts, processInterrupts } from './interrupts.ts';
+
+/** Where a command's text goes. */
+export interface Output {
+  write(text: string): void;
+  readonly isTerminal: boolean;
+}
+
+/**
+ * What a command has of the world: output, environment, signals. Commands touch neither console nor process, so that tests run
+ * them in-process.
+ */
+export interface CliContext {
+  /** Human output and JSON. */
+  readonly stdout: Output;
+  /** Everything else: errors, warnings, logs, hints. */
+  readonly stderr: Output;
+  readonly env: Readonly<Record<string, string | undefined>>;
+  /** SIGINT and SIGTERM. */
+  readonly interrupts: Interrupts;
+  /** True for root: state goes to the system's directories. */
+  readonly privileged: boolean;
+}
+
+/** The context of the real process. */
+export function processContext(): CliContext {
+  return {
+    stdout: streamOutput(process.stdout),
+    stderr: streamOutput(process.stderr),
+    env: process.env,
+    interrupts: processInterrupts(),
+    privileged: process.geteuid?.() === 0,
+  };
+}
+
+function streamOutput(stream: NodeJS.WriteStream): Output {
+  // A reader that has gone away (lunette info … | head -1) is no reason for a stack trace.
+  stream.on('error', (error: NodeJS.ErrnoException) => {
+    if (error.code !== 'EPIPE') throw error;
+  });
+  return {
+    write: (text) => void stream.write(text),
+    get isTerminal() {
+      return stream.isTTY === true;
+    },
+  };
+}

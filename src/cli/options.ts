@@ -1,0 +1,46 @@
+import { InvalidArgumentError, Option } from 'commander';
+import { parseSize } from '../../formats/core/units.ts';
+
+/** Parsers and options that several commands share. Names follow qemu-img where it has them. */
+
+export function formatOption(): Option {
+  return new Option('-f, --format <fmt>', 'do not probe: the image is of this format (qcow2, raw)');
+}
+
+export function forceShareOption(): Option {
+  return new Option('-U, --force-share', 'open without taking locks, also while another program writes');
+}
+
+export function jsonOption(what: string): Option {
+  return new Option('--json', `${what} (short for --output json)`);
+}
+
+export function outputOption(): Option {
+  return new Option('--output <form>', 'human or json').choices(['human', 'json']);
+}
+
+export function strictOption(): Option {
+  return new Option('--strict', 'warnings about an image are failures');
+}
+
+export function allowOption(): Option {
+  return new Option('--allow <dir>', 'a directory that files named inside an image may be in (repeatable)').argParser(
+    collect,
+  );
+}
+
+export function allowAnyOption(): Option {
+  return new Option('--allow-any', 'files named inside an image may be anywhere');
+}
+
+/** For options that may be given several times. */
+export function collect(value: string, previous: readonly string[] | undefined): readonly string[] {
+  return [...(previous ?? []), value];
+}
+
+/** SIZE: bytes, or with k, M, G, T, P or E. */
+export function sizeArgument(text: string): number {
+  const size = parseSize(text);
+  if (size === undefined) throw new InvalidArgumentError('A size is a number of bytes, or one with k, M, G or T: 64M.');
+  return size;
+}

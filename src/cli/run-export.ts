@@ -1,0 +1,174 @@
+import path from 'node:path';
+import { LunetteError, UsageError } from '../../formats/core/errors.ts';
+import { formatSize } from '../../formats/core/units.ts';
+import { type Address, isLoopback, parseAddress } from '../daemon/address.ts';
+import { ImageServer, type ImageServerOptions, type ServedImage } from '../daemon/image-server.ts';
+import { defaultStateDirectory } from '../daemon/reservation-store.ts';
+import { readSecret } from '../daemon/secret.ts';
+import { howToAttach } from './attach-text.ts';
+import type { ExportOptions } from './commands/export.ts';
+import type { CliContext } from './context.ts';
+import { oneLine } from './exit.ts';
+import { createLog, type Log } from './log.ts';
+
+/** The well-known port of iSCSI. */
+const ISCSI_PORT = 3260;
+/** Nobody has registered this one for Prometheus; it is what --metrics HOST means without a port. */
+const METRICS_PORT = 9926;
+/** What is in flight gets this long, ms; then flushing begins. */
+const GRACE_MS = 5000;
+/** The promise is 10 s from the signal to the end. */
+const STOP_TIMEOUT_MS = 9500;
+
+/** Serves images until a signal comes. */
+export async function runExport(images: readonly string[], options: ExportOptions, context: CliContext): Promise<void> {
+  const json = options.json === true;
+  const log = createLog(context, { ...options, json });
+  const settings = await readSettings(images, options, context, log);
+
+  let stop: (signal: string) => void = () => undefined;
+  const stopped = new Promise<string>((resolve) => {
+    stop = resolve;
+  });
+  // From here on a signal ends the export in order, also one that comes while images are being opened.
+  const ignore = context.interrupts.once((signal) => stop(signal));
+  try {
+    const server = await ImageServer.start(settings);
+    for (const image of server.images) context.stdout.write(`${json ? readyEvent(image) : readyLine(image)}\n`);
+    if (!json && options.quiet !== true) context.stderr.write(howToAttach(server, options.chap !== undefined));
+    if (server.metricsAddress !== undefined) {
+      const { host, port } = server.metricsAddress;
+      log.info({ host, port }, `metrics: http://${host.includes(':') ? `[${host}]` : host}:${port}/metrics`);
+    }
+    const signal = await stopped;
+    log.info({ signal }, `${signal}: finishing what is in flight; a second one ends at once`);
+    await withinTime(server.close({ graceMs: GRACE_MS }));
+    if (json) context.stdout.write(`${JSON.stringify({ event: 'stopped', signal })}\n`);
+  } finally {
+    ignore();
+  }
+}
+
+/** `ready URL (FILE, FORMAT, SIZE)`: scripts wait for it. */
+function readyLine(image: ServedImage): string {
+  const file = oneLine(path.basename(image.request.image));
+  return `ready ${image.url} (${file}, ${image.format}, ${formatSize(image.size)})`;
+}
+
+function readyEvent(image: ServedImage): string {
+  const { request, url, target, lun, format, size, readOnly } = image;
+  return JSON.stringify({
+    event: 'ready',
+    message: readyLine(image),
+    url,
+    target,
+    lun,
+    image: request.image,
+    format,
+    size,
+    readOnly,
+  });
+}
+
+async function withinTime(closing: Promise<void>): Promise<void> {
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => {
+      reject(
+        new LunetteError('TIMEOUT', 'the images could not be flushed and closed in time', {
+          help: 'What initiators had flushed is in the images; what they had not may be missing.',
+        }),
+      );
+    }, STOP_TIMEOUT_MS);
+  });
+  try {
+    await Promise.race([closing, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+async function readSettings(
+  images: readonly string[],
+  options: ExportOptions,
+  context: CliContext,
+  log: Log,
+): Promise<ImageServerOptions> {
+  checkUsage(options, images);
+  const listen = usage(() => parseAddress(options.listen ?? '127.0.0.1', ISCSI_PORT));
+  const metrics =
+    options.metrics === undefined ? undefined : usage(() => parseAddress(options.metrics as string, METRICS_PORT));
+  const warn = (text: string): void => log.warn({}, text);
+  const chap = await credentials('--chap', options.chap, options.chapSecretFile, warn);
+  const mutualChap = await credentials('--mutual-chap', options.mutualChap, options.mutualChapSecretFile, warn);
+  if (mutualChap !== undefined && chap === undefined) {
+    throw new UsageError('USAGE', '--mutual-chap is for initiators that log in with --chap');
+  }
+  warnIfOpen(listen, chap !== undefined, options, warn);
+  return {
+    exports: images.map((image) => ({
+      image,
+      format: options.format,
+      snapshot: options.snapshot,
+      readOnly: options.readOnly,
+      ephemeral: options.ephemeral,
+      overlay: options.overlay,
+      forceShare: options.forceShare,
+      strict: options.strict,
+    })),
+    listen,
+    metrics,
+    chap,
+    mutualChap,
+    name: options.name,
+    oneTarget: options.oneTarget,
+    allowedInitiators: options.allowInitiator,
+    blockSize: options.blockSize === undefined ? undefined : options.blockSize === '4096' ? 4096 : 512,
+    removable: options.removable,
+    cacheBytes: options.cache,
+    allow: options.allow,
+    allowAny: options.allowAny,
+    stateDirectory: options.stateDir ?? defaultStateDirectory(context.env, context.privileged),
+    log,
+  };
+}
+
+function checkUsage({ transport, overlay }: ExportOptions, images: readonly string[]): void {
+  if (transport !== 'iscsi') {
+    throw new UsageError('USAGE', `--transport ${transport} is not in this version of lunette`, {
+      help: 'Leave it out: iscsi works everywhere, QEMU and libiscsi take the URL as it is.',
+    });
+  }
+  if (overlay !== undefined && images.length > 1) {
+    throw new UsageError('USAGE', '--overlay is for one image');
+  }
+}
+
+async function credentials(
+  option: string,
+  user: string | undefined,
+  file: string | undefined,
+  warn: (text: string) => void,
+): Promise<{ user: string; secret: string } | undefined> {
+  if (user === undefined && file === undefined) return undefined;
+  if (user === undefined) throw new UsageError('USAGE', `${option}-secret-file needs ${option} USER`);
+  if (file === undefined) throw new UsageError('USAGE', `${option} needs ${option}-secret-file FILE`);
+  return { user, secret: await readSecret(file, warn) };
+}
+
+function warnIfOpen(listen: Address, hasChap: boolean, options: ExportOptions, warn: (text: string) => void): void {
+  if (isLoopback(listen.host) || hasChap) return;
+  const who = options.allowInitiator === undefined ? 'anybody' : 'anybody who claims an allowed name';
+  const does = options.readOnly === true ? 'read' : 'read and write';
+  warn(`${who} who reaches ${listen.host} can ${does} these images: add --chap USER --chap-secret-file FILE`);
+}
+
+/** What is wrong with an option's value is wrong with the command line. */
+function usage<T>(parse: () => T): T {
+  try {
+    return parse();
+  } catch (error) {
+    if (!(error instanceof LunetteError) || error.code !== 'INVALID') throw error;
+    throw new UsageError('USAGE', error.message, { help: error.help, cause: error });
+  }
+}

@@ -1,0 +1,120 @@
+import { LunetteError } from '../../formats/core/errors.ts';
+import type { Image } from '../../formats/image/image.ts';
+import type { ChainImage, ImageHost, Layer } from '../../formats/index.ts';
+import { explainFormat, refuseForeign } from '../open/host.ts';
+import { parseImageName } from '../open/name.ts';
+import type { ServerLog } from './log.ts';
+import { openEphemeral, openOverlay } from './overlay.ts';
+import { ProbeGuard } from './probe-guard.ts';
+
+/** One image to serve, and how. */
+export interface ExportRequest {
+  /** As a person types it: a path. */
+  readonly image: string;
+  /** Trust no probing. */
+  readonly format?: string | undefined;
+  /** An internal snapshot, by id or name; read-only unless writes go to an overlay. */
+  readonly snapshot?: string | undefined;
+  readonly readOnly?: boolean | undefined;
+  /** Writes go to a temporary overlay. */
+  readonly ephemeral?: boolean | undefined;
+  /** Writes go to this qcow2 file, made if missing. */
+  readonly overlay?: string | undefined;
+  /** Take no locks on the image. Only with readOnly, snapshot, ephemeral or overlay: the image is not written to. */
+  readonly forceShare?: boolean | undefined;
+  /** Warnings about the image are failures. */
+  readonly strict?: boolean | undefined;
+}
+
+export interface OpenedExport {
+  readonly image: Image;
+  /** Format of the file that was named, whatever stands above it. */
+  readonly format: string;
+}
+
+/** @throws {LunetteError} INVALID when the request contradicts itself */
+export function checkRequest(request: ExportRequest): void {
+  const { image: path } = request;
+  const fail = (why: string, help?: string): never => {
+    throw new LunetteError('INVALID', why, { path, help });
+  };
+  if (request.ephemeral === true && request.overlay !== undefined) {
+    fail('writes can go to a temporary overlay or to one that is kept, not to both');
+  }
+  if (request.readOnly === true && (request.ephemeral === true || request.overlay !== undefined)) {
+    fail('a read-only export has no use for an overlay');
+  }
+  const writes = request.readOnly !== true && request.snapshot === undefined && !isOverlaid(request);
+  if (request.forceShare === true && writes) {
+    fail('without locks the image can only be read', 'Add --read-only, --ephemeral or --overlay FILE.qcow2.');
+  }
+}
+
+function isOverlaid(request: ExportRequest): boolean {
+  return request.ephemeral === true || request.overlay !== undefined;
+}
+
+/**
+ * Opens an image as it is to be served.
+ *
+ * @throws {LunetteError} what ImageHost.open throws; UNSUPPORTED for URLs and unknown formats
+ */
+export async function openExport(host: ImageHost, request: ExportRequest, log: ServerLog): Promise<OpenedExport> {
+  const { path } = parseImageName(request.image);
+  const overlaid = isOverlaid(request);
+  const readOnly = request.readOnly === true || request.snapshot !== undefined || overlaid;
+  const base = await openBase(host, path, readOnly, request);
+  const { format } = base;
+  const probedRaw = request.format === undefined && format === 'raw';
+  if (probedRaw) await checkProbed(base);
+
+  if (overlaid) {
+    const { image, note } =
+      request.overlay === undefined ? await openEphemeral(host, base) : await openOverlay(host, request.overlay, base);
+    log.info({ image: request.image }, `${request.image}: ${note}`);
+    return { image, format };
+  }
+  if (!probedRaw || readOnly) return { image: base, format };
+  log.warn(
+    { image: request.image },
+    `${request.image}: taken for raw by its content; writes that would make it look like another format are refused. Say -f raw to have none refused`,
+  );
+  return { image: new ProbeGuard(base, (text) => log.warn({ image: request.image }, text)), format };
+}
+
+async function openBase(host: ImageHost, path: string, readOnly: boolean, request: ExportRequest): Promise<ChainImage> {
+  try {
+    return await host.open(path, {
+      format: request.format,
+      readOnly,
+      snapshot: request.snapshot,
+      strict: request.strict,
+      lock: request.forceShare === true ? 'shared' : 'default',
+    });
+  } catch (error) {
+    if (error instanceof LunetteError) addHelp(error, readOnly);
+    throw explainFormat(error, request.format);
+  }
+}
+
+/** Says what to do about an image that does not open, where the command line has a way. */
+function addHelp(error: LunetteError, readOnly: boolean): void {
+  if (error.code === 'LOCKED') {
+    error.help = readOnly
+      ? 'It is being written to. Stop the program that does, or read it as it is at each moment with --force-share (-U).'
+      : 'Stop the program that has it open; to leave the image as it is, use --read-only or --ephemeral; -U takes no locks.';
+  } else if ((error.code === 'ACCESS' || error.code === 'READ_ONLY') && !readOnly) {
+    error.help ??= 'If it may be read, serve it with --read-only, or with --ephemeral.';
+  } else if (error.code === 'CORRUPT' && !readOnly) {
+    error.help ??= 'It may still be read: --read-only.';
+  }
+}
+
+async function checkProbed(image: ChainImage): Promise<void> {
+  try {
+    await refuseForeign((image.layers[0] as Layer).storage);
+  } catch (error) {
+    await image.close();
+    throw error;
+  }
+}

@@ -1,0 +1,41 @@
+import { LunetteError } from '../../formats/core/errors.ts';
+
+/** Schemes that mean a URL rather than a file with a colon in its name, and what to do without them. */
+const SCHEMES: Readonly<Record<string, string>> = {
+  nbd: 'Copy it to a file first: qemu-img convert -O qcow2 URL FILE.',
+  'nbd+unix': 'Copy it to a file first: qemu-img convert -O qcow2 URL FILE.',
+  nbds: 'Copy it to a file first: qemu-img convert -O qcow2 URL FILE.',
+  http: 'Download it first: curl -LO URL.',
+  https: 'Download it first: curl -LO URL.',
+  iscsi: 'Copy it to a file first: qemu-img convert -O qcow2 URL FILE.',
+  qemu: 'Convert it first: qemu-img convert -O qcow2 IMAGE FILE.',
+  json: 'Name the file itself, and its format with -f.',
+};
+
+/**
+ * The file that a person means by IMAGE on the command line.
+ *
+ * A name with a colon before its first slash is a URL when the scheme is a known one, as in qemu-img; `./name` is always a file.
+ *
+ * @throws {LunetteError} UNSUPPORTED for URLs, naming the scheme; INVALID for an empty name
+ */
+export function parseImageName(text: string): { readonly kind: 'file'; readonly path: string } {
+  if (text === '') throw new LunetteError('INVALID', 'the name of an image is empty');
+  const scheme = /^([a-z][a-z0-9+.-]*):/i.exec(text)?.[1]?.toLowerCase();
+  if (scheme === 'file') return { kind: 'file', path: filePath(text) };
+  const help = scheme === undefined ? undefined : SCHEMES[scheme];
+  if (help === undefined) return { kind: 'file', path: text };
+  throw new LunetteError('UNSUPPORTED', `${scheme}: images cannot be opened by this version of lunette`, {
+    path: text,
+    help: `${help} (A file of that name: ./${text})`,
+  });
+}
+
+function filePath(text: string): string {
+  if (!text.startsWith('file://')) return text.slice('file:'.length);
+  const url = new URL(text);
+  if (url.host !== '' && url.host !== 'localhost') {
+    throw new LunetteError('UNSUPPORTED', `a file on another host (${url.host}) cannot be opened`, { path: text });
+  }
+  return decodeURIComponent(url.pathname);
+}

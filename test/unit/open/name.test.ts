@@ -1,0 +1,47 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { formatOfHead } from '../../../src/open/foreign.ts';
+import { parseImageName } from '../../../src/open/name.ts';
+
+test('paths are taken as they are, also with a colon that is no scheme', () => {
+  for (const name of ['disk.qcow2', '/a/b', './nbd:x', 'a/b:c', 'my:disk.raw', 'c:x']) {
+    assert.equal(parseImageName(name).path, name);
+  }
+});
+
+test('file: in front of a path is a path, and a file URL is decoded', () => {
+  assert.equal(parseImageName('file:disk.qcow2').path, 'disk.qcow2');
+  assert.equal(parseImageName('file:///a%20b/disk.qcow2').path, '/a b/disk.qcow2');
+  assert.equal(parseImageName('file://localhost/a').path, '/a');
+});
+
+test('URLs are refused by the name of their scheme, with something to do instead', () => {
+  for (const url of [
+    'nbd://host/x',
+    'nbd+unix:///x?socket=s',
+    'https://host/d.qcow2',
+    'qemu:vhdx:/d',
+    'json:{}',
+    'file://elsewhere/x',
+  ]) {
+    assert.throws(
+      () => parseImageName(url),
+      (error: { code?: string; path?: string; message?: string }) => error.code === 'UNSUPPORTED' && error.path === url,
+    );
+  }
+  assert.throws(() => parseImageName('NBD://host/x'), { message: /^nbd: images/, help: /qemu-img convert/ });
+});
+
+test('an empty name is refused', () => {
+  assert.throws(() => parseImageName(''), { code: 'INVALID' });
+});
+
+test('other formats are known by their first bytes', () => {
+  const vdi = new Uint8Array(512);
+  vdi.set([0x7f, 0x10, 0xda, 0xbe], 0x40);
+  assert.equal(formatOfHead(vdi), 'vdi');
+  assert.equal(formatOfHead(Buffer.from('KDMV....')), 'vmdk');
+  assert.equal(formatOfHead(Buffer.from('QFI\xfb', 'latin1')), 'qcow2');
+  assert.equal(formatOfHead(Buffer.from('QFI')), undefined);
+  assert.equal(formatOfHead(new Uint8Array(4096)), undefined);
+});
