@@ -66,34 +66,55 @@ function build() {
   return undefined;
 }
 
-/** In a checkout the optional codecs must be there too: npm leaves out in silence what did not build. */
+/**
+ * In a checkout the optional codecs must be there too: npm leaves out in silence what did not build. Asked in a process of
+ * its own, because one that has not found a package once may not find it later.
+ */
 function missingCodecs() {
-  return ['lz4-napi', 'zstd-napi'].filter((name) => {
-    try {
-      require(name);
-      return false;
-    } catch {
-      return true;
-    }
+  return ['lz4-napi', 'zstd-napi'].filter(
+    (name) => spawnSync(process.execPath, ['-e', `require('${name}')`], { cwd: root, stdio: 'ignore' }).status !== 0,
+  );
+}
+
+/**
+ * npm leaves out an optional package that did not build. Where that may be for want of Node's headers, which npm's other
+ * packages do not look for beside Node: once more, told where they are.
+ */
+function installWithHeaders() {
+  const headers = findHeaders();
+  const npm = process.env.npm_execpath;
+  if (!checkout || headers === undefined || npm === undefined || process.env.npm_config_nodedir !== undefined) return;
+  console.error(
+    `lunette: installing ${missingCodecs().join(' and ')} again, with the headers in ${headers}/include/node`,
+  );
+  const env = { ...process.env, npm_config_nodedir: headers, LUNETTE_INSTALLING: '1' };
+  spawnSync(process.execPath, [npm, 'install', '--no-save', '--no-audit', '--no-fund'], {
+    cwd: root,
+    env,
+    stdio: ['ignore', 2, 2],
   });
 }
 
 // See build.mjs: npx runs the scripts of the checkout that it is called in.
 if (process.env.npm_command === 'exec' && checkout) process.exit(0);
 
+// The inner installation of installWithHeaders() runs this script too.
+if (process.env.LUNETTE_INSTALLING === '1') process.exit(0);
+
 const needs = 'Building needs make, python3 and a C++17 compiler (Debian: apt-get install make python3 g++).';
 const failure = build();
-const codecs = missingCodecs();
 if (failure !== undefined) {
   console.error(`\nlunette: the native addon was not built: ${failure}\n${needs}`);
   if (checkout) process.exitCode = 1;
   else console.error('Lunette works without it, slower: `lunette doctor` says what is in use.\n');
 }
+if (failure === undefined && missingCodecs().length > 0) installWithHeaders();
+const codecs = missingCodecs();
 if (codecs.length > 0) {
   console.error(
     `\nlunette: ${codecs.join(' and ')} did not install, so images that need it are refused. ${needs}\n` +
-      'Where nodejs.org is out of reach, headers that are installed with Node do: npm_config_nodedir=PREFIX npm ci\n' +
-      '(PREFIX/include/node/node.h, often /usr or /usr/local).',
+      "Where nodejs.org is out of reach, Node's headers must be installed: npm_config_nodedir=PREFIX npm ci\n" +
+      '(with PREFIX/include/node/node.h).',
   );
   if (checkout) process.exitCode = 1;
 }

@@ -15,6 +15,9 @@ if (process.env.npm_command === 'exec') {
   process.exit(0);
 }
 
+// The inner installation of build-addon.mjs leaves this to the outer one.
+if (process.env.LUNETTE_INSTALLING === '1') process.exit(0);
+
 const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc');
 rmSync(`${root}dist`, { recursive: true, force: true });
 const done = spawnSync(process.execPath, [tsc, '-p', root], { stdio: 'inherit' });
