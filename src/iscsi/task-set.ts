@@ -31,6 +31,7 @@ import {
   GATHERING,
   REFUSED_DIGEST,
   REFUSED_NO_MEMORY,
+  REFUSED_SEQUENCE,
   REFUSED_TOO_LARGE,
   REFUSED_UNEXPECTED_DATA,
   Task,
@@ -48,6 +49,7 @@ const REFUSAL_SENSE: Readonly<Record<number, readonly [number, number, number]>>
   [REFUSED_TOO_LARGE]: [0x05, 0x24, 0x00],
   [REFUSED_UNEXPECTED_DATA]: [0x0b, 0x0c, 0x0c],
   [REFUSED_DIGEST]: [0x0b, 0x47, 0x05],
+  [REFUSED_SEQUENCE]: [0x0b, 0x47, 0x05],
 };
 
 export interface TaskSetOptions {
@@ -90,6 +92,8 @@ export class TaskSet {
   #current: Task | undefined;
   #currentIsCommand = false;
   #currentFinal = false;
+  /** Which of its R2Ts the data answers; -1: none. */
+  #currentBurst = -1;
   #closed = false;
 
   constructor(options: TaskSetOptions) {
@@ -154,7 +158,10 @@ export class TaskSet {
     this.#current = task;
   }
 
-  /** The header of a Data-Out. @throws {ProtocolError} for numbers out of sequence: nothing less than a new session repairs them */
+  /**
+   * The header of a Data-Out. One that is out of sequence fails its command, after the rest of the sequence has come and was dropped:
+   * the session has lost nothing (RFC 7143 section 7.9).
+   */
   beginDataOut(view: DataView, at: number, dataLength: number): void {
     this.#currentIsCommand = false;
     this.#current = undefined;
@@ -164,25 +171,29 @@ export class TaskSet {
     const task = solicited ? this.#slots[transferTag & SLOT_MASK] : this.#byTag.get(tag);
     // Data of a task that was aborted or answered meanwhile: dropped.
     if (task === undefined || task.state === FREE || task.tag !== tag) return;
-    let end: number;
-    if (solicited) {
-      if (!task.burstTags.includes(transferTag)) return;
-      if (task.burstTags[0] !== transferTag) throw new ProtocolError('PROTOCOL', 'Data-Out sequences out of order');
-      end = task.burstEnds[0] as number;
-    } else {
-      if (!task.unsolicited) throw new ProtocolError('PROTOCOL', 'Data-Out that nobody asked for');
-      end = Math.min(this.#options.parameters.firstBurstLength, task.expectedLength);
+    const burst = solicited ? task.burstTags.indexOf(transferTag) : 0;
+    if (burst < 0) return;
+    if (!solicited && !task.unsolicited) {
+      this.#refuse(task, REFUSED_UNEXPECTED_DATA);
+      return;
     }
-    if (view.getUint32(at + AT_DATA_SN) !== task.dataSN) throw new ProtocolError('PROTOCOL', 'DataSN out of order');
-    if (view.getUint32(at + AT_BUFFER_OFFSET) !== task.received) {
-      throw new ProtocolError('PROTOCOL', 'buffer offset out of order');
-    }
+    const end = solicited
+      ? (task.burstEnds[burst] as number)
+      : Math.min(this.#options.parameters.firstBurstLength, task.expectedLength);
     const after = task.received + dataLength;
     const final = (view.getUint8(at + 1) & FINAL) !== 0;
-    if (after > end) throw new ProtocolError('PROTOCOL', 'Data-Out past the end of its burst');
-    if (solicited && final !== (after === end)) throw new ProtocolError('PROTOCOL', 'F bit at the wrong Data-Out');
+    if (
+      burst !== 0 ||
+      view.getUint32(at + AT_DATA_SN) !== task.dataSN ||
+      view.getUint32(at + AT_BUFFER_OFFSET) !== task.received ||
+      after > end ||
+      (solicited && final && after < end)
+    ) {
+      this.#refuse(task, REFUSED_SEQUENCE);
+    }
     task.dataSN++;
-    this.#currentFinal = final;
+    this.#currentBurst = solicited ? burst : -1;
+    this.#currentFinal = final || (solicited && after >= end);
     this.#current = task;
   }
 
@@ -220,11 +231,11 @@ export class TaskSet {
     }
     if (!this.#currentFinal) return;
     task.dataSN = 0;
-    if (task.unsolicited) {
+    if (this.#currentBurst < 0) {
       task.unsolicited = false;
     } else {
-      task.burstEnds.shift();
-      task.burstTags.shift();
+      task.burstEnds.splice(this.#currentBurst, 1);
+      task.burstTags.splice(this.#currentBurst, 1);
     }
     if (task.state === GATHERING) this.#proceed(task);
   }

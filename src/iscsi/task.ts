@@ -30,12 +30,14 @@ export const REFUSED_NO_MEMORY = 1;
 export const REFUSED_TOO_LARGE = 2;
 export const REFUSED_UNEXPECTED_DATA = 3;
 export const REFUSED_DIGEST = 4;
+export const REFUSED_SEQUENCE = 5;
 export type Refusal =
   | typeof ACCEPTED
   | typeof REFUSED_NO_MEMORY
   | typeof REFUSED_TOO_LARGE
   | typeof REFUSED_UNEXPECTED_DATA
-  | typeof REFUSED_DIGEST;
+  | typeof REFUSED_DIGEST
+  | typeof REFUSED_SEQUENCE;
 
 /** SAM task attributes by iSCSI's code (RFC 7143 section 11.3.1): untagged and unknown ones are simple. */
 const ATTRIBUTES: readonly TaskAttribute[] = [0, 0, 2, 1, 4, 0, 0, 0];
