@@ -136,11 +136,17 @@ export class Refcounts {
     });
   }
 
-  /**
-   * Makes the block for a cluster that has none: in the first cluster that it counts, so that it accounts for itself.
-   *
-   * @returns clusters that are no longer used (the refcount table's old place): first and count, or undefined
-   */
+  /** Makes a block in a cluster that is known to be free, wherever that is; its own count is for the caller to set. */
+  async placeEmptyBlock(index: number, cluster: number): Promise<void> {
+    const { clusterSize, slicesPerCluster, sliceSize } = this.#geometry;
+    this.#refuseMetadata(cluster, 1);
+    await zeroFill(this.#storage, cluster * clusterSize, clusterSize);
+    this.#placeBlock(index, cluster, 0);
+    this.#slices.create(cluster * slicesPerCluster, new Uint8Array(sliceSize), 'refcount');
+    this.onAllocated(cluster, 1);
+  }
+
+  /** Makes the block for a cluster that has none: in the first cluster that it counts, so that it accounts for itself. */
   async addBlock(cluster: number): Promise<void> {
     const { refcountsPerBlock, clusterSize } = this.#geometry;
     const index = Math.floor(cluster / refcountsPerBlock);

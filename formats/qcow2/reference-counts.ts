@@ -1,0 +1,60 @@
+/** Small pages of counts: there where something is counted. */
+const PAGE = 4096;
+
+/** How often each host cluster is referred to, counted from scratch: for clusters of the file, however large it claims to be. */
+export class ReferenceCounts {
+  readonly #pages = new Map<number, Uint32Array>();
+  /** Clusters up to and without this one may be referred to. */
+  readonly limit: number;
+
+  constructor(limit: number) {
+    this.limit = limit;
+  }
+
+  /** Counts references to clusters that follow each other. @returns false when one of them is outside the limit: nothing was counted */
+  add(first: number, count: number, references: number): boolean {
+    if (!(first >= 0 && first + count <= this.limit)) return false;
+    for (let cluster = first; cluster < first + count; cluster++) this.set(cluster, this.get(cluster) + references);
+    return true;
+  }
+
+  get(cluster: number): number {
+    return this.#pages.get(Math.floor(cluster / PAGE))?.[cluster % PAGE] ?? 0;
+  }
+
+  set(cluster: number, references: number): void {
+    const index = Math.floor(cluster / PAGE);
+    let page = this.#pages.get(index);
+    if (page === undefined) {
+      page = new Uint32Array(PAGE);
+      this.#pages.set(index, page);
+    }
+    page[cluster % PAGE] = references;
+  }
+
+  /** True when a cluster of [first, end) is referred to. Takes time by what was counted, not by how far apart the ends are. */
+  anyIn(first: number, end: number): boolean {
+    const from = Math.floor(first / PAGE);
+    const to = Math.ceil(end / PAGE);
+    if (to - from > this.#pages.size) {
+      for (const index of this.#pages.keys()) {
+        if (index >= from && index < to && this.#anyInPage(index, first, end)) return true;
+      }
+      return false;
+    }
+    for (let index = from; index < to; index++) {
+      if (this.#anyInPage(index, first, end)) return true;
+    }
+    return false;
+  }
+
+  #anyInPage(index: number, first: number, end: number): boolean {
+    const page = this.#pages.get(index);
+    if (page === undefined) return false;
+    const start = index * PAGE;
+    for (let i = Math.max(0, first - start); i < Math.min(PAGE, end - start); i++) {
+      if (page[i] !== 0) return true;
+    }
+    return false;
+  }
+}
