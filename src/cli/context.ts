@@ -25,21 +25,26 @@ export interface CliContext {
 /** The context of the real process. */
 export function processContext(): CliContext {
   return {
-    stdout: streamOutput(process.stdout),
-    stderr: streamOutput(process.stderr),
+    stdout: streamOutput(process.stdout, Number.POSITIVE_INFINITY),
+    stderr: streamOutput(process.stderr, MAX_LOG_BACKLOG),
     env: process.env,
     interrupts: processInterrupts(),
     privileged: process.geteuid?.() === 0,
   };
 }
 
-function streamOutput(stream: NodeJS.WriteStream): Output {
+/** Log lines that nobody reads are dropped above this, bytes: a full pipe must not cost memory without end. */
+const MAX_LOG_BACKLOG = 1024 * 1024;
+
+function streamOutput(stream: NodeJS.WriteStream, maxBacklog: number): Output {
   // A reader that has gone away (lunette info … | head -1) is no reason for a stack trace.
   stream.on('error', (error: NodeJS.ErrnoException) => {
     if (error.code !== 'EPIPE') throw error;
   });
   return {
-    write: (text) => void stream.write(text),
+    write(text) {
+      if (stream.writableLength < maxBacklog) stream.write(text);
+    },
     get isTerminal() {
       return stream.isTTY === true;
     },

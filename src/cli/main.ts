@@ -4,4 +4,10 @@ import { processContext } from './context.ts';
 import { runCli } from './program.ts';
 
 process.title = 'lunette';
-process.exitCode = await runCli(process.argv.slice(2), processContext());
+const status = await runCli(process.argv.slice(2), processContext());
+process.exitCode = status;
+// The process ends by itself when nothing is left to do. What might still hold it (log lines that nobody reads, a peer's half-closed
+// connection) gets a second; output that somebody is still reading, as long as it takes.
+setInterval(() => {
+  if (process.stdout.writableLength === 0) process.exit(status);
+}, 1000).unref();

@@ -2,7 +2,7 @@ import path from 'node:path';
 import { LunetteError, UsageError } from '../../formats/core/errors.ts';
 import { formatSize } from '../../formats/core/units.ts';
 import { type Address, isLoopback, parseAddress } from '../daemon/address.ts';
-import { ImageServer, type ImageServerOptions, type ServedImage } from '../daemon/image-server.ts';
+import { checkServerOptions, ImageServer, type ImageServerOptions, type ServedImage } from '../daemon/image-server.ts';
 import { defaultStateDirectory } from '../daemon/reservation-store.ts';
 import { readSecret } from '../daemon/secret.ts';
 import { howToAttach } from './attach-text.ts';
@@ -25,6 +25,7 @@ export async function runExport(images: readonly string[], options: ExportOption
   const json = options.json === true;
   const log = createLog(context, { ...options, json });
   const settings = await readSettings(images, options, context, log);
+  usage(() => checkServerOptions(settings));
 
   let stop: (signal: string) => void = () => undefined;
   const stopped = new Promise<string>((resolve) => {
@@ -169,6 +170,6 @@ function usage<T>(parse: () => T): T {
     return parse();
   } catch (error) {
     if (!(error instanceof LunetteError) || error.code !== 'INVALID') throw error;
-    throw new UsageError('USAGE', error.message, { help: error.help, cause: error });
+    throw new UsageError('USAGE', error.message, { path: error.path, help: error.help, cause: error });
   }
 }

@@ -119,7 +119,7 @@ export class ImageServer {
    */
   static async start(options: ImageServerOptions): Promise<ImageServer> {
     const log = options.log ?? SILENT;
-    checkOptions(options);
+    checkServerOptions(options);
     const host = createHost({
       ...options,
       warn: (message, image) => log.warn({ image }, `${image}: ${message}`),
@@ -190,10 +190,16 @@ export class ImageServer {
   }
 }
 
-function checkOptions(options: ImageServerOptions): void {
+/**
+ * Checks what can be checked without touching an image.
+ *
+ * @throws {LunetteError} INVALID for options that contradict each other and names that cannot be
+ */
+export function checkServerOptions(options: ImageServerOptions): void {
   const { exports, oneTarget } = options;
   if (exports.length === 0) throw new LunetteError('INVALID', 'there is no image to serve');
   for (const request of exports) checkRequest(request);
+  if (options.name !== undefined) targetName(options.name);
   if (options.name !== undefined && exports.length > 1 && oneTarget !== true) {
     throw new LunetteError('INVALID', 'one name is not enough for several targets', {
       help: 'Leave the name out, or put the images into one target: --one-target.',
@@ -204,7 +210,6 @@ function checkOptions(options: ImageServerOptions): void {
 async function openAll(host: ImageHost, options: ImageServerOptions, log: ServerLog): Promise<Served[]> {
   const { exports } = options;
   const taken = new Set<string>();
-  // A name that is refused is refused before images are opened.
   const nameFor = (request: ExportRequest): string =>
     options.name === undefined ? targetName(uniqueName(nameOfFile(request.image), taken)) : targetName(options.name);
   const groups =
