@@ -6,8 +6,8 @@ export const BUFFER_ALIGN = 4096;
 
 const MIN_CLASS_BITS = 12;
 const MAX_CLASS_BITS = 22;
-/** Small buffers are cut from pieces of this size, so that aligning them wastes little. */
-const SLAB = 64 * 1024;
+/** What a buffer costs beyond its size: room to align it in. */
+const EXTRA = native === undefined ? 0 : BUFFER_ALIGN;
 
 /** The largest buffer that a pool gives: 4 MiB. */
 export const MAX_BUFFER = 2 ** MAX_CLASS_BITS;
@@ -53,9 +53,8 @@ export class BufferPool {
    */
   tryAcquire(length: number): Uint8Array | undefined {
     const bits = classFor(length);
-    const free = this.#free[bits] as Uint8Array[];
-    if (free.length === 0 && !this.#grow(bits)) return undefined;
-    const buffer = free.pop() as Uint8Array;
+    const buffer = (this.#free[bits] as Uint8Array[]).pop() ?? this.#allocate(bits);
+    if (buffer === undefined) return undefined;
     this.#out.set(buffer, bits);
     this.#inUse += 2 ** bits;
     return buffer;
@@ -70,37 +69,27 @@ export class BufferPool {
     (this.#free[bits] as Uint8Array[]).push(buffer);
   }
 
-  /** Makes buffers of a class, if the budget allows it, if need be after giving up free ones of other classes. */
-  #grow(bits: number): boolean {
-    const size = 2 ** bits;
-    // As many as make a slab, or as the budget has room for.
-    let count = Math.max(1, SLAB / size);
-    if (this.#allocated + count * size > this.budget) {
-      this.#trim(bits, count * size);
-      count = Math.min(count, Math.floor((this.budget - this.#allocated) / size));
-      if (count < 1) return false;
-    }
-    const memory = allocateAligned(count * size);
-    for (let i = 0; i < count; i++) {
-      const buffer = memory.subarray(i * size, (i + 1) * size);
-      if (native !== undefined) registerMemory(buffer);
-      (this.#free[bits] as Uint8Array[]).push(buffer);
-    }
-    this.#allocated += count * size;
-    return true;
-  }
-
-  /** Drops free buffers of other classes until `wanted` bytes fit, the largest first. */
-  #trim(bits: number, wanted: number): void {
-    for (let other = MAX_CLASS_BITS; other >= MIN_CLASS_BITS; other--) {
-      if (other === bits) continue;
+  /** A new buffer of a class, if the budget allows it, if need be after giving up free ones of other classes. */
+  #allocate(bits: number): Uint8Array | undefined {
+    const cost = costOf(bits);
+    for (let other = MAX_CLASS_BITS; other >= MIN_CLASS_BITS && this.#allocated + cost > this.budget; other--) {
       const free = this.#free[other] as Uint8Array[];
-      while (free.length > 0 && this.#allocated + wanted > this.budget) {
+      while (free.length > 0 && this.#allocated + cost > this.budget) {
         free.pop();
-        this.#allocated -= 2 ** other;
+        this.#allocated -= costOf(other);
       }
     }
+    if (this.#allocated + cost > this.budget) return undefined;
+    this.#allocated += cost;
+    const buffer = allocateAligned(2 ** bits);
+    if (native !== undefined) registerMemory(buffer);
+    return buffer;
   }
+}
+
+/** Bytes that a buffer of a class takes from the system. */
+function costOf(bits: number): number {
+  return 2 ** bits + EXTRA;
 }
 
 /** Memory that starts at a multiple of BUFFER_ALIGN, as far as that can be known. Its content is arbitrary. */
