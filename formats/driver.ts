@@ -1,6 +1,7 @@
 import type { BlockCache } from './cache/cache.ts';
 import type { ReferenceKind } from './image/gate.ts';
 import type { Layer } from './image/layer.ts';
+import type { ParentSearch } from './image/parent.ts';
 import type { Storage } from './storage/storage.ts';
 
 /** One image format. The registry is a list of these; adding a format is one folder and one line there. */
@@ -20,6 +21,13 @@ export interface FormatDriver {
    * @throws {ImageError} BAD_MAGIC, BAD_HEADER, TRUNCATED, UNSUPPORTED, CORRUPT with field and offset; NOT_FOUND for a snapshot
    */
   open(storage: Storage, options: LayerOpenOptions): Promise<Layer>;
+  /**
+   * Finds the parent of a layer that knows it by ids only.
+   *
+   * @returns its path, judged by the gate
+   * @throws {ImageError} NOT_FOUND saying where it was looked for; DENIED
+   */
+  findParent?(child: Layer, search: ParentSearch): Promise<string>;
 }
 
 export interface LayerOpenOptions {
@@ -28,6 +36,8 @@ export interface LayerOpenOptions {
   readonly snapshot?: string | undefined;
   /** Warnings about the image become failures. */
   readonly strict?: boolean | undefined;
+  /** Open for writing although other images stand on this one. */
+  readonly force?: boolean | undefined;
   /** Describe only: do not open further files (data files) and do not refuse features that only matter for reading data. */
   readonly metadataOnly?: boolean | undefined;
   readonly context: LayerContext;

@@ -2,11 +2,12 @@ import { SharedBlockCache } from './cache/block-cache.ts';
 import type { BlockCache } from './cache/cache.ts';
 import { ImageError, LunetteError } from './core/errors.ts';
 import { MiB } from './core/units.ts';
-import type { FormatDriver, LayerContext } from './driver.ts';
+import type { FormatDriver, LayerContext, LayerOpenOptions } from './driver.ts';
 import { ChainImage } from './image/chain.ts';
 import { settle } from './image/chain-read.ts';
 import { DirectoryGate, type OpenGate, type ReferenceKind } from './image/gate.ts';
 import type { Layer } from './image/layer.ts';
+import { checkParentIds } from './image/parent.ts';
 import { DRIVERS, driverOf, probe } from './registry.ts';
 import { openFileStorage } from './storage/file.ts';
 import type { LockMode, Storage, StorageOpener } from './storage/storage.ts';
@@ -41,6 +42,12 @@ export interface OpenImageOptions {
    * from then on, also when this open fails.
    */
   base?: ChainImage | undefined;
+  /** The parent's path, in place of what the file names or of a search by its ids. It must have those ids all the same. */
+  parent?: string | undefined;
+  /** A parent with other ids than the child expects is a warning, no error. */
+  ignoreCid?: boolean | undefined;
+  /** Open for writing although other images stand on this one. */
+  force?: boolean | undefined;
 }
 
 /** A read-only layer that several images of this host stand on. */
@@ -97,7 +104,7 @@ export class ImageHost {
       releases.push(() => top.close());
       const layers = [top];
       if (base !== undefined) layers.push(...base.layers);
-      else await this.#openParents(layers, releases, shared, options.strict ?? false);
+      else await this.#openParents(layers, releases, shared, options);
       const image: ChainImage = new ChainImage(layers, {
         path,
         readOnly,
@@ -135,7 +142,8 @@ export class ImageHost {
 
   async #openTop(path: string, readOnly: boolean, shared: boolean, options: OpenImageOptions): Promise<Layer> {
     const storage = await this.#openFile(path, readOnly, shared ? 'shared' : readOnly ? 'read' : 'write');
-    return this.#openDriver(storage, options.format, { readOnly, snapshot: options.snapshot, strict: options.strict });
+    const { snapshot, strict, force } = options;
+    return this.#openDriver(storage, options.format, { readOnly, snapshot, strict, force });
   }
 
   /** Opens a file with its lock and its entry in the books; both end when the storage closes. */
@@ -189,7 +197,7 @@ export class ImageHost {
   async #openDriver(
     storage: Storage,
     format: string | undefined,
-    options: { readOnly: boolean; snapshot?: string | undefined; strict?: boolean | undefined; metadataOnly?: boolean },
+    options: Omit<LayerOpenOptions, 'context'>,
   ): Promise<Layer> {
     let driver: FormatDriver;
     try {
@@ -226,8 +234,9 @@ export class ImageHost {
     layers: Layer[],
     releases: (() => Promise<void>)[],
     shared: boolean,
-    strict: boolean,
+    options: OpenImageOptions,
   ): Promise<void> {
+    const strict = options.strict ?? false;
     const seen = new Set<string>();
     for (let child = layers[0] as Layer; child.parent !== undefined; ) {
       seen.add(child.storage.id);
@@ -236,13 +245,7 @@ export class ImageHost {
           path: (layers[0] as Layer).storage.path,
         });
       }
-      const reference = child.parent.path;
-      if (reference === undefined) {
-        throw new ImageError('NOT_FOUND', 'its parent is known by an id only, and no way to find it was given', {
-          path: child.storage.path,
-        });
-      }
-      const path = this.#resolve(reference, child.storage, 'backing file');
+      const path = await this.#parentPath(child, layers.length === 1 ? options.parent : undefined);
       const { layer, release } = await this.#openBase(path, child.parent.format, shared, strict).catch(
         (error: unknown) => {
           throw asParentError(error, path, child.storage.path);
@@ -254,9 +257,33 @@ export class ImageHost {
           path: (layers[0] as Layer).storage.path,
         });
       }
+      const { storage } = child;
+      checkParentIds(child, layer, options.ignoreCid ?? false, (message) =>
+        this.#context(strict).warn(message, storage),
+      );
       layers.push(layer);
       child = layer;
     }
+  }
+
+  /** Where the parent of a layer is: as the user says, as the file says, or where a search by its ids finds it. */
+  async #parentPath(child: Layer, given: string | undefined): Promise<string> {
+    if (given !== undefined) return given;
+    const reference = child.parent?.path;
+    if (reference !== undefined) return this.#resolve(reference, child.storage, 'backing file');
+    const driver = driverOf(child.format, this.#drivers, child.storage.path);
+    if (driver.findParent === undefined) {
+      throw new ImageError('NOT_FOUND', 'its parent is known by an id only, and no way to find it was given', {
+        path: child.storage.path,
+      });
+    }
+    return driver.findParent(child, {
+      admit: (path, from) => this.#gate.admit(path, from, 'backing file'),
+      peek: (path, from) => {
+        this.#gate.admit(path, from, 'parent');
+        return this.#openStorage(path, { readOnly: true });
+      },
+    });
   }
 
   /** Opens a base image, or joins those who have it open. */

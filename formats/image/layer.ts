@@ -21,6 +21,8 @@ export interface Layer {
   readonly limits: LayerLimits;
   /** What this layer says its parent is; undefined for a base. */
   readonly parent: ParentReference | undefined;
+  /** What children know this image by, named as in ParentReference.expected. */
+  readonly ids?: Readonly<Record<string, string>>;
   /** Readers in flight on this layer's space (shared with snapshot views of the same file). */
   readonly leases: LeaseBook;
 
@@ -103,6 +105,8 @@ export interface ParentReference {
   readonly format: string | undefined;
   /** Ids that the parent must have (VMDK CID, VDI UUID), by the name of the parent's field. */
   readonly expected?: Readonly<Record<string, string>>;
+  /** Ids that it should have: another value is worth a warning, no more. */
+  readonly advisory?: Readonly<Record<string, string>>;
 }
 
 /** Space for a write, not visible yet. Exactly one of commit and abort is called. */

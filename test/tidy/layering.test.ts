@@ -87,6 +87,7 @@ const PACKAGES: Readonly<Record<string, readonly string[]>> = {
   'lru-cache': ['formats/cache'],
   'lz4-napi': ['formats/cache'],
   'zstd-napi': ['formats/qcow2'],
+  'fast-xml-parser': ['formats/vdi'],
   commander: ['src/cli'],
   pino: ['src/daemon', 'src/cli'],
   'prom-client': ['src/daemon'],
