@@ -26,9 +26,10 @@ export function compareAndWrite(unit: LogicalUnit, task: ScsiTask): Outcome {
   checkRange(unit, lba, blocks);
   const length = blocks * unit.blockSize;
   task.transferLength = 2 * length;
+  // The halves of another amount of data would be other bytes than the initiator means: nothing is compared or written then. A count of
+  // blocks that did not fit into its byte shows here too.
+  if (task.expectedLength !== 2 * length || task.dataOut.byteLength !== 2 * length) throw invalidField(13);
   if (length === 0) return undefined;
-  // Half of the data cannot be compared and written: with less than all of it nothing happens.
-  if (task.dataOut.byteLength < 2 * length) throw invalidField(13);
   return compareThenWrite(unit, task, lba * unit.blockSize, length, ((cdb[1] as number) & FUA) !== 0);
 }
 

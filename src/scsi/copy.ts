@@ -13,12 +13,12 @@ import {
 } from './copy-limits.ts';
 import {
   CheckCondition,
+  COPY_ABORTED,
   COPY_DEVICE_NOT_REACHABLE,
   COPY_THIRD_PARTY_FAILURE,
   INLINE_DATA_LENGTH_EXCEEDED,
   invalidField,
   invalidParameter,
-  LBA_OUT_OF_RANGE,
   PARAMETER_LIST_LENGTH_ERROR,
   TOO_MANY_SEGMENT_DESCRIPTORS,
   TOO_MANY_TARGET_DESCRIPTORS,
@@ -73,8 +73,10 @@ function parseSegments(unit: LogicalUnit, task: ScsiTask, list: Uint8Array): Seg
   if (targetsLength / TARGET_LENGTH > MAX_TARGET_DESCRIPTORS) throw new CheckCondition(TOO_MANY_TARGET_DESCRIPTORS);
   if (HEADER + targetsLength + segmentsLength > list.length) throw new CheckCondition(PARAMETER_LIST_LENGTH_ERROR);
 
-  const units: LogicalUnit[] = [];
-  for (let at = HEADER; at < HEADER + targetsLength; at += TARGET_LENGTH) units.push(parseTarget(unit, list, at));
+  for (let at = HEADER; at < HEADER + targetsLength; at += TARGET_LENGTH) {
+    if (list[at] !== IDENTIFICATION_DESCRIPTOR)
+      throw new CheckCondition(UNSUPPORTED_TARGET_DESCRIPTOR, { field: { in: 'data', byte: at } });
+  }
 
   const segments: Segment[] = [];
   const end = HEADER + targetsLength + segmentsLength;
@@ -84,23 +86,20 @@ function parseSegments(unit: LogicalUnit, task: ScsiTask, list: Uint8Array): Seg
       throw new CheckCondition(UNSUPPORTED_SEGMENT_DESCRIPTOR, { field: { in: 'data', byte: at } });
     if (at + SEGMENT_LENGTH > end) throw new CheckCondition(PARAMETER_LIST_LENGTH_ERROR);
     if (read16(list, at + 2) !== SEGMENT_LENGTH - 4) throw invalidParameter(at + 2);
-    segments.push(parseSegment(unit, task, list, at, units));
+    segments.push(parseSegment(unit, task, list, at, targetsLength));
     at += SEGMENT_LENGTH;
   }
   return segments;
 }
 
-/** An identification descriptor: names a unit by its NAA designator. */
+/** An identification descriptor that a segment uses: names a unit by its NAA designator. */
 function parseTarget(unit: LogicalUnit, list: Uint8Array, at: number): LogicalUnit {
-  const unsupported = (byte: number): CheckCondition =>
-    new CheckCondition(UNSUPPORTED_TARGET_DESCRIPTOR, { field: { in: 'data', byte } });
-  if (list[at] !== IDENTIFICATION_DESCRIPTOR) throw unsupported(at);
-  if ((list[at + 1] as number) >> 6 !== 0) throw unsupported(at + 1); // LU ID TYPE
   const codeSet = (list[at + 4] as number) & 0x0f;
   const kind = (list[at + 5] as number) & 0x3f; // association and designator type
   const length = list[at + 7] as number;
+  // LU ID TYPE is obsolete for designators: whatever it says, the designator names the unit.
   if (codeSet !== 1 || kind !== 3 || length > 20)
-    throw new CheckCondition(COPY_DEVICE_NOT_REACHABLE, { field: { in: 'data', byte: at + 4 } });
+    throw new CheckCondition(COPY_DEVICE_NOT_REACHABLE, { field: { in: 'data', byte: at } });
   const named = unit.surroundings.unitByNaa(list.subarray(at + 8, at + 8 + length));
   if (named === undefined) throw new CheckCondition(COPY_DEVICE_NOT_REACHABLE);
   const blockSize = ((list[at + 29] as number) << 16) | read16(list, at + 30);
@@ -108,12 +107,13 @@ function parseTarget(unit: LogicalUnit, list: Uint8Array, at: number): LogicalUn
   return named;
 }
 
-function parseSegment(unit: LogicalUnit, task: ScsiTask, list: Uint8Array, at: number, units: LogicalUnit[]): Segment {
+function parseSegment(unit: LogicalUnit, task: ScsiTask, list: Uint8Array, at: number, targetsLength: number): Segment {
   const find = (field: number): LogicalUnit => {
     const index = read16(list, field);
-    const named = index === THIS_UNIT ? unit : units[index];
-    if (named === undefined) throw invalidParameter(field);
-    return named;
+    if (index === THIS_UNIT) return unit;
+    if (index * TARGET_LENGTH >= targetsLength)
+      throw new CheckCondition(COPY_ABORTED, { field: { in: 'data', byte: field } });
+    return parseTarget(unit, list, HEADER + index * TARGET_LENGTH);
   };
   const source = find(at + 4);
   const target = find(at + 6);
@@ -141,7 +141,7 @@ function parseSegment(unit: LogicalUnit, task: ScsiTask, list: Uint8Array, at: n
 
 function offsetOf(unit: LogicalUnit, lba: number, length: number): number {
   const blocks = length / unit.blockSize;
-  if (lba > unit.blocks || blocks > unit.blocks - lba) throw new CheckCondition(LBA_OUT_OF_RANGE, { information: lba });
+  if (lba > unit.blocks || blocks > unit.blocks - lba) throw new CheckCondition(COPY_ABORTED, { information: lba });
   return lba * unit.blockSize;
 }
 

@@ -17,6 +17,8 @@ import {
   INVALID_MESSAGE,
   INVALID_OPCODE,
   MEDIUM_NOT_PRESENT,
+  SANITIZE_FAILED,
+  SANITIZE_IN_PROGRESS,
   WRITE_PROTECTED,
 } from './sense.ts';
 import { ACA, GOOD, RESERVATION_CONFLICT, type ScsiTask } from './task.ts';
@@ -118,8 +120,8 @@ export function startTask(unit: LogicalUnit, task: ScsiTask): Promise<void> | un
     unit.failWith(task, INVALID_FIELD_IN_CDB, { field: { in: 'cdb', byte: command.usage.length - 1, bit: 2 } });
     return undefined;
   }
-  if (command.medium && !unit.mediumPresent) {
-    unit.failWith(task, MEDIUM_NOT_PRESENT);
+  if (command.medium && !unit.ready) {
+    refuseUnready(unit, task);
     return undefined;
   }
   if (command.modifies && unit.writeProtected) {
@@ -158,6 +160,13 @@ function conflicts(unit: LogicalUnit, task: ScsiTask, command: Command): boolean
   const access = command.accessOf === undefined ? command.access : command.accessOf(task.cdb);
   const free6 = command.free6 || (command.accessOf !== undefined && access === 0);
   return unit.reservations.conflicts(task.nexus, access, free6);
+}
+
+function refuseUnready(unit: LogicalUnit, task: ScsiTask): void {
+  const { running, progress } = unit.sanitize;
+  if (!unit.mediumPresent) unit.failWith(task, MEDIUM_NOT_PRESENT);
+  else if (running) unit.failWith(task, SANITIZE_IN_PROGRESS, { progress });
+  else unit.failWith(task, SANITIZE_FAILED);
 }
 
 /** No such opcode, or none of its service actions. */

@@ -4,6 +4,8 @@ import type { LogicalUnit } from './unit.ts';
 export interface BlockLimits {
   readonly transfer: number;
   readonly optimalTransfer: number;
+  /** OPTIMAL TRANSFER LENGTH GRANULARITY. */
+  readonly granularity: number;
   /** MAXIMUM COMPARE AND WRITE LENGTH: a field of one byte. */
   readonly compareAndWrite: number;
   readonly unmap: number;
@@ -13,8 +15,11 @@ export interface BlockLimits {
   readonly writeSame: number;
 }
 
+/** The page of the host: a smaller write makes it read first. */
+const GRANULARITY = 4096;
 const OPTIMAL_TRANSFER = 1024 * 1024;
-const MAX_UNMAP = 4 * 1024 ** 3;
+/** Blocks: initiators take a larger limit for a mistake. */
+const MAX_UNMAP = 1024 ** 2;
 /** Bounds what one command with a pattern other than zeros can write. */
 const MAX_WRITE_SAME = 256 * 1024 ** 2;
 
@@ -23,8 +28,9 @@ export function limitsOf(unit: LogicalUnit): BlockLimits {
   return {
     transfer: unit.maxTransferBlocks,
     optimalTransfer: OPTIMAL_TRANSFER / blockSize,
+    granularity: Math.max(2 ** unit.physicalExponent, GRANULARITY / blockSize),
     compareAndWrite: 128,
-    unmap: MAX_UNMAP / blockSize,
+    unmap: MAX_UNMAP,
     unmapDescriptors: 256,
     unmapGranularity: Math.max(1, Math.ceil(unit.image.limits.discardUnit / blockSize)),
     writeSame: MAX_WRITE_SAME / blockSize,

@@ -35,6 +35,7 @@ import {
 import { reportLuns } from './report-luns.ts';
 import { requestSense } from './request-sense.ts';
 import { release, reserve } from './reserve.ts';
+import { exitFailureMode, sanitizeBlockErase } from './sanitize.ts';
 import { prefetch10, prefetch16, synchronizeCache10, synchronizeCache16 } from './synchronize.ts';
 import { reportTargetPortGroups } from './target-port-groups.ts';
 import { REMOVABLE, THIN } from './unit.ts';
@@ -71,6 +72,7 @@ function row(
   const opcode = bytes[0] as number;
   return {
     opcode,
+    // (A service action's field may hold flags in its upper bits.)
     serviceAction: WITH_SERVICE_ACTION.has(opcode) ? (bytes[1] as number) & 0x1f : -1,
     name,
     usage: bytes,
@@ -101,7 +103,7 @@ function change(
 }
 
 /** Opcodes whose byte 1 holds a service action. */
-const WITH_SERVICE_ACTION: ReadonlySet<number> = new Set([0x5e, 0x5f, 0x83, 0x84, 0x9e, 0xa3]);
+const WITH_SERVICE_ACTION: ReadonlySet<number> = new Set([0x48, 0x5e, 0x5f, 0x83, 0x84, 0x9e, 0xa3]);
 
 const ANYTIME: Traits = { free6: true, mediumless: true, passesAttention: true };
 const MEDIUMLESS: Traits = { mediumless: true };
@@ -148,6 +150,8 @@ export const COMMANDS: readonly Command[] = [
     blocksOut: writeSameBlocksOut,
   }),
   change('UNMAP', '42 01 00 00 00 00 00 ff ff 04', [PARAMETER_OUT, 7, 2], unmap, { needs: THIN }),
+  change('SANITIZE, BLOCK ERASE', '48 e2 ff ff ff ff ff ff ff 04', [PARAMETER_OUT, 7, 2], sanitizeBlockErase),
+  change('SANITIZE, EXIT FAILURE MODE', '48 ff ff ff ff ff ff ff ff 04', [NO_DATA], exitFailureMode, MEDIUMLESS),
   row('MODE SELECT(10)', '55 13 00 00 00 00 00 ff ff 04', [PARAMETER_OUT, 7, 2], WRITES, modeSelect10, MEDIUMLESS),
   row('RESERVE(10)', '56 11 00 00 00 00 00 00 00 04', [NO_DATA], FREE, reserve, MEDIUMLESS),
   row('RELEASE(10)', '57 11 00 00 00 00 00 00 00 04', [NO_DATA], FREE, release, { free6: true, mediumless: true }),

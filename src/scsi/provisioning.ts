@@ -128,12 +128,15 @@ function writeSame(unit: LogicalUnit, task: ScsiTask, lba: number, blocks: numbe
   if ((flags & ANCHOR) !== 0) throw invalidField(1, 4);
   if (unmapping && !unit.thin) throw invalidField(1, 3);
   checkRange(unit, lba, blocks);
+  // 0 would mean "up to the last block": WSNZ says that this is refused.
   if (blocks === 0 || blocks > limitsOf(unit).writeSame) throw invalidField(cdb[0] === 0x41 ? 7 : 10);
 
   let pattern: Uint8Array | undefined;
   if (writeSameBlocksOut(cdb) === 1) {
     task.transferLength = blockSize;
-    if (task.dataOut.byteLength < blockSize) throw invalidField(cdb[0] === 0x41 ? 7 : 10);
+    // More or less than one block is not what the initiator means.
+    if (task.expectedLength !== blockSize || task.dataOut.byteLength !== blockSize)
+      throw invalidField(cdb[0] === 0x41 ? 7 : 10);
     pattern = new Uint8Array(blockSize);
     task.dataOut.copyOut(0, pattern);
     if (pattern.every((byte) => byte === 0)) pattern = undefined;

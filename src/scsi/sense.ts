@@ -6,9 +6,11 @@ import { read32, write16, write32, write64 } from './bytes.ts';
 export const NO_SENSE = 0x00_00_00;
 export const NOT_READY = 0x02_04_00;
 export const NOT_READY_MANUAL_INTERVENTION = 0x02_04_03;
+export const SANITIZE_IN_PROGRESS = 0x02_04_1b;
 export const MEDIUM_NOT_PRESENT = 0x02_3a_00;
 export const WRITE_ERROR = 0x03_0c_00;
 export const UNRECOVERED_READ_ERROR = 0x03_11_00;
+export const SANITIZE_FAILED = 0x03_31_03;
 export const LOGICAL_UNIT_FAILURE = 0x04_3e_01;
 export const INTERNAL_TARGET_FAILURE = 0x04_44_00;
 export const PARAMETER_LIST_LENGTH_ERROR = 0x05_1a_00;
@@ -42,6 +44,7 @@ export const COMMANDS_CLEARED = 0x06_2f_00;
 export const REPORTED_LUNS_CHANGED = 0x06_3f_0e;
 export const WRITE_PROTECTED = 0x07_27_00;
 export const SPACE_ALLOCATION_FAILED = 0x07_27_07;
+export const COPY_ABORTED = 0x0a_00_00;
 export const COPY_THIRD_PARTY_FAILURE = 0x0a_0d_01;
 export const COPY_DEVICE_NOT_REACHABLE = 0x0a_0d_02;
 export const COMMAND_ABORTED = 0x0b_00_00;
@@ -99,6 +102,8 @@ export const ERROR_SENSE: Readonly<Record<ErrorCode, ErrorSense>> = {
 export interface SenseDetails {
   /** INFORMATION field: an LBA, or the offset of a miscompare. */
   readonly information?: number | undefined;
+  /** Progress of 0 to 65535, of what the unit is busy with. */
+  readonly progress?: number | undefined;
   /** The byte at fault of an INVALID FIELD: in the CDB, or in the parameter list. */
   readonly field?:
     | { readonly in: 'cdb' | 'data'; readonly byte: number; readonly bit?: number | undefined }
@@ -143,7 +148,7 @@ export function asCheckCondition(error: unknown, writing: boolean): CheckConditi
 export function writeSense(out: Uint8Array, sense: number, descriptor: boolean, details: SenseDetails = {}): number {
   const deferred = sense >= DEFERRED ? 1 : 0;
   const key = (sense >> 16) & 0x0f;
-  const { information, field } = details;
+  const { information, field, progress } = details;
   out.fill(0, 0, 40);
 
   let specific = 0;
@@ -152,6 +157,9 @@ export function writeSense(out: Uint8Array, sense: number, descriptor: boolean, 
     const bit = field.bit === undefined ? 0 : 0x08 | field.bit;
     specific = 0x80 | (field.in === 'cdb' ? 0x40 : 0) | bit;
     pointer = Math.min(field.byte, 0xffff);
+  } else if (progress !== undefined) {
+    specific = 0x80;
+    pointer = progress;
   }
 
   if (!descriptor) {

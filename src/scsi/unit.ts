@@ -19,9 +19,6 @@ export const FIXED = 4;
 /** The longest transfer of one command, bytes: MAXIMUM TRANSFER LENGTH of VPD page B0h. */
 export const MAX_TRANSFER = 32 * 1024 * 1024;
 
-/** Physical blocks are not reported larger than this: file systems take larger ones badly. */
-const MAX_PHYSICAL_BLOCK = 4096;
-
 /** A port of the target device. */
 export interface TargetPort {
   /** Relative target port identifier, 1 and up. */
@@ -53,6 +50,11 @@ export interface UnitOptions extends IdentityOptions {
   identity: string;
   /** Logical block size, bytes. Default 512. */
   blockSize?: 512 | 4096 | undefined;
+  /**
+   * Physical block size that READ CAPACITY(16) reports, bytes. Default: the logical one. The natural size of small writes is said by the
+   * OPTIMAL TRANSFER LENGTH GRANULARITY instead, which initiators heed as well.
+   */
+  physicalBlockSize?: number | undefined;
   /** Refuse writes even if the image would take them. */
   readOnly?: boolean | undefined;
   /** A medium that can be ejected and loaded. */
@@ -61,6 +63,16 @@ export interface UnitOptions extends IdentityOptions {
   reservationStore?: ReservationStore | undefined;
   /** Called once per completed command. */
   observer?: CommandObserver | undefined;
+}
+
+/** A SANITIZE that runs, or the last one if it failed. */
+export interface SanitizeState {
+  running: boolean;
+  failed: boolean;
+  /** AUSE: EXIT FAILURE MODE ends the failure. */
+  unrestricted: boolean;
+  /** 0 to 65535. */
+  progress: number;
 }
 
 /** Runs a task on a unit: undefined when it has completed, else a promise that never rejects. */
@@ -96,9 +108,12 @@ export class LogicalUnit {
   readonly tasks: TaskSet;
   /** Copies that have ended, newest last. */
   readonly copyResults: CopyResult[] = [];
+  readonly sanitize: SanitizeState = { running: false, failed: false, unrestricted: false, progress: 0 };
   /** Capacity, logical blocks; what is left of the image behind a whole number of blocks is not visible. */
   blocks: number;
   mediumPresent = true;
+  /** Commands that need the medium may run: it is there, and not being sanitized. One test per command. */
+  ready = true;
   /** For any reason: the image, the export, SWP. */
   writeProtected = false;
   /** Every write is followed by a flush (WCE is 0). */
@@ -123,8 +138,7 @@ export class LogicalUnit {
     this.blocks = Math.floor(image.size / blockSize);
     this.#readOnly = options.readOnly === true;
 
-    const physical = Math.min(image.limits.allocationUnit, MAX_PHYSICAL_BLOCK);
-    this.physicalExponent = Math.max(0, Math.floor(Math.log2(physical / blockSize)));
+    this.physicalExponent = Math.max(0, Math.floor(Math.log2((options.physicalBlockSize ?? blockSize) / blockSize)));
     this.#endResize = image.onResize((size) => {
       const blocks = Math.floor(size / blockSize);
       if (blocks === this.blocks) return;
@@ -153,6 +167,11 @@ export class LogicalUnit {
     this.writeProtected = this.#readOnly || this.image.readOnly || this.modePages.softwareWriteProtect;
   }
 
+  /** Derives `ready`: call after a change of mediumPresent or sanitize. */
+  readinessChanged(): void {
+    this.ready = this.mediumPresent && !this.sanitize.running && !this.sanitize.failed;
+  }
+
   /** Some nexus holds the medium in with PREVENT ALLOW MEDIUM REMOVAL. */
   get removalPrevented(): boolean {
     for (const state of this.attentions.states()) if (state.preventsRemoval) return true;
@@ -162,12 +181,14 @@ export class LogicalUnit {
   /** Takes the medium out. */
   eject(): void {
     this.mediumPresent = false;
+    this.readinessChanged();
   }
 
   /** Puts the medium in; every nexus is told. */
   load(): void {
     if (this.mediumPresent) return;
     this.mediumPresent = true;
+    this.readinessChanged();
     this.attentions.raiseAll(MEDIUM_MAY_HAVE_CHANGED);
   }
 

@@ -156,7 +156,7 @@ function blockLimits(unit: LogicalUnit): Uint8Array {
   const body = new Uint8Array(60);
   body[0] = 0x01; // WSNZ: WRITE SAME of zero blocks is refused
   body[1] = limits.compareAndWrite;
-  write16(body, 2, 2 ** unit.physicalExponent);
+  write16(body, 2, limits.granularity);
   write32(body, 4, limits.transfer);
   write32(body, 8, limits.optimalTransfer);
   if (unit.thin) {
@@ -169,10 +169,11 @@ function blockLimits(unit: LogicalUnit): Uint8Array {
   return page(0xb0, body);
 }
 
-/** Page B1h: does not rotate. */
+/** Page B1h: does not rotate; after a block erase reads work at once. */
 function blockDeviceCharacteristics(): Uint8Array {
   const body = new Uint8Array(60);
   write16(body, 0, 0x0001);
+  body[3] = 0x40; // WABEREQ
   return page(0xb1, body);
 }
 
