@@ -5,7 +5,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { IoVec } from '../../../formats/core/iov.ts';
-import { type FileStorage, openFileStorage } from '../../../formats/storage/file.ts';
+import { openFileStorage } from '../../../formats/storage/file.ts';
 import { openNativeStorage } from '../../../src/io/native-storage.ts';
 import { native } from '../../../src/native/binding.ts';
 import { READ_CACHED, READ_MEMORY, type TransferMode, transferNow, WRITE } from '../../../src/native/direct-io.ts';
