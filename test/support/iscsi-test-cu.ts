@@ -45,7 +45,7 @@ async function runTest(name: string, url: string, secondUrl: string): Promise<Su
       ['--dataloss', '--allow-sanitize', '--normal', `--test=${name}`, url, secondUrl],
       { timeoutMs: 40_000 },
     );
-    const output = stdout + stderr;
+    const output = shorten(stdout + stderr);
     const ran = /tests\s+(\d+)\s+(\d+)/.exec(output);
     const end = signal ?? `status ${status}`;
     const ms = Date.now() - began;
@@ -57,6 +57,12 @@ async function runTest(name: string, url: string, secondUrl: string): Promise<Su
   } catch (error) {
     return { name, suite, result: 'fail', output: String(error), ms: Date.now() - began };
   }
+}
+
+/** Some failures repeat one line thousands of times: the first and the last lines say it all. */
+function shorten(output: string): string {
+  const lines = output.split('\n').filter((line) => line.trim() !== '');
+  return (lines.length <= 60 ? lines : [...lines.slice(0, 40), '…', ...lines.slice(-19)]).join('\n');
 }
 
 export interface Tally {

@@ -15,7 +15,10 @@ const skip = requires.qemuIscsi() || requires.root() || requires.e2fsprogs();
 
 /** A file system of its own of this size, or undefined where mounting is not allowed. */
 async function smallFilesystem(t: TestContext, type: 'tmpfs' | 'ext4', size: number): Promise<string | undefined> {
-  const folder = await temporaryDirectory(t);
+  let folder = '';
+  // Registered first, because it must be unmounted before the folder is removed.
+  t.after(() => run('umount', ['-l', folder]));
+  folder = await temporaryDirectory(t);
   let mounted: { status: number; stderr: string };
   if (type === 'tmpfs') {
     mounted = await run('mount', ['-t', 'tmpfs', '-o', `size=${size}`, 'lunette-test', folder]);
@@ -30,7 +33,6 @@ async function smallFilesystem(t: TestContext, type: 'tmpfs' | 'ext4', size: num
     t.skip(`cannot mount a ${type}: ${mounted.stderr.trim()}`);
     return undefined;
   }
-  t.after(() => run('umount', ['-l', folder]));
   return folder;
 }
 

@@ -8,7 +8,7 @@ import { KiB, MiB } from '../../../formats/core/units.ts';
 import { addFiles, assertFilesystemClean, differingFiles, makeExt4, randomFiles } from '../../support/ext4.ts';
 import { startExport } from '../../support/lunette-export.ts';
 import { run, runOk } from '../../support/process.ts';
-import { qemu } from '../../support/qemu.ts';
+import { qemu, qemuIo } from '../../support/qemu.ts';
 import { type Random, randomFor } from '../../support/random.ts';
 import { requires } from '../../support/requires.ts';
 import { type Cleanup, temporaryDirectory, temporaryFile } from '../../support/temporary.ts';
@@ -170,7 +170,7 @@ describe("QEMU's initiator", { skip: initiator }, () => {
     const readOnly = await startExport(t, image, { args: ['--read-only'] });
     const refused = await run('qemu-io', ['-f', 'raw', '-c', 'write 0 64k', readOnly.url]);
     assert.match(refused.stdout + refused.stderr, /read.?only|write.?protect|not permitted/i);
-    await qemu.io(readOnly.url, 'read -P 0 0 64k');
+    await qemuIo(readOnly.url, ['read -P 0 0 64k'], '-r');
     await readOnly.stop();
   });
 
