@@ -3,7 +3,7 @@
 export interface Group {
   /** The directory under test/. */
   readonly name: string;
-  /** Seconds that the group may take on two cores. Three times that ends it as a failure: something hangs. */
+  /** Seconds that the group may take on two cores. One file that takes as long hangs and fails; three times that ends the group. */
   readonly budgetSeconds: number;
   /** Test files at a time. */
   readonly concurrency: number;

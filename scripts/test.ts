@@ -65,7 +65,15 @@ async function runGroup(group: Group): Promise<void> {
     return;
   }
   const began = Date.now();
-  const args = ['--import', 'tsx', '--test', `--test-concurrency=${group.concurrency}`, `--test-reporter=${reporter}`];
+  const args = [
+    '--import',
+    'tsx',
+    '--test',
+    `--test-concurrency=${group.concurrency}`,
+    `--test-reporter=${reporter}`,
+    // One file that hangs is ended and counted, and the others go on.
+    `--test-timeout=${group.budgetSeconds * 1000}`,
+  ];
   // The counts are the last line, cut off from what is shown.
   let pending = '';
   const { status, timedOut } = await execute(process.execPath, [...args, ...files], 3 * group.budgetSeconds, (text) => {
@@ -137,6 +145,8 @@ function execute(
       console.error(String(error));
       finish(-1);
     });
+    // What a test left running would hold the output open, and more.
+    child.once('exit', () => end('SIGKILL'));
     child.once('close', (status) => finish(status ?? -1));
   });
 }
