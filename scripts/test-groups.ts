@@ -12,7 +12,7 @@ export interface Group {
 }
 
 export const GROUPS: readonly Group[] = [
-  { name: 'tidy', budgetSeconds: 15, concurrency: 2, quick: true },
+  { name: 'tidy', budgetSeconds: 60, concurrency: 2, quick: true },
   { name: 'unit', budgetSeconds: 120, concurrency: 2, quick: true },
   { name: 'property', budgetSeconds: 180, concurrency: 2, quick: false },
   { name: 'fuzz', budgetSeconds: 180, concurrency: 2, quick: false },
