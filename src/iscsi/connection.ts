@@ -8,7 +8,7 @@ export class Connection implements Edge {
   readonly endpoint: Endpoint;
   /** `address:port` of the peer, for the log. */
   readonly peer: string;
-  /** When it was accepted. */
+  /** When it was accepted, on the portal's clock. */
   readonly sinceMs: number;
   /** Why it was closed; '' while it is open. */
   closeReason = '';

@@ -54,6 +54,9 @@ export class Portal implements EndpointHost {
   /** Those that have not logged in, oldest first. */
   readonly #pending = new Set<Connection>();
   #timer: NodeJS.Timeout | undefined;
+  /** Time as connections see it: it does not run on while this process is stopped, so nobody is dropped for that. */
+  #nowMs = 0;
+  #lastTickMs = 0;
   #address: { host: string; port: number } | undefined;
   #closing: Promise<void> | undefined;
   #emptied: (() => void) | undefined;
@@ -84,6 +87,7 @@ export class Portal implements EndpointHost {
         const address = this.#server.address();
         if (address === null || typeof address === 'string') throw new LunetteError('INTERNAL', 'no TCP address');
         this.#address = { host: address.address, port: address.port };
+        this.#lastTickMs = performance.now();
         this.#timer = setInterval(() => this.#tick(), TICK_MS);
         this.#timer.unref();
         resolve();
@@ -196,7 +200,7 @@ export class Portal implements EndpointHost {
       const [oldest] = this.#pending;
       oldest?.endpoint.close('too many connections that do not log in');
     }
-    const connection = new Connection(socket, this, performance.now(), (closed) => this.#closed(closed));
+    const connection = new Connection(socket, this, this.#nowMs, (closed) => this.#closed(closed));
     this.#connections.add(connection);
     this.#byEndpoint.set(connection.endpoint, connection);
     this.#pending.add(connection);
@@ -215,7 +219,9 @@ export class Portal implements EndpointHost {
   }
 
   #tick(): void {
-    const now = performance.now();
+    const ms = performance.now();
+    const now = (this.#nowMs += Math.min(ms - this.#lastTickMs, 2 * TICK_MS));
+    this.#lastTickMs = ms;
     for (const connection of this.#pending) {
       if (now - connection.sinceMs < this.limits.loginTimeoutMs) break;
       this.counters.loginTimeouts++;

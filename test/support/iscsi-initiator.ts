@@ -1,6 +1,6 @@
 /**
  * A small iSCSI initiator for tests: log in, commands with several in flight, and PDUs of any shape between them. It works over a
- * socket (`connectInitiator`) or over arrays (give it a Wire).
+ * socket (`IscsiInitiator.connect`) or over arrays (give it a Wire).
  */
 
 import { createHash } from 'node:crypto';
@@ -61,7 +61,8 @@ export interface CommandOptions {
 
 interface Waiting {
   readonly data: Buffer;
-  readonly dataOut: Uint8Array;
+  /** Undefined: R2Ts are the test's affair. */
+  readonly dataOut: Uint8Array | undefined;
   readonly lun: number;
   dataIns: number;
   r2ts: number;
@@ -119,6 +120,25 @@ export class IscsiInitiator {
 
   constructor(wire: Wire) {
     this.#wire = wire;
+  }
+
+  /** Connects over TCP, logs in, and clears the unit attentions of LUN 0. */
+  static async connect({ port, host, ...login }: ConnectOptions): Promise<IscsiInitiator> {
+    const initiator = await connectInitiator(port, host);
+    try {
+      await initiator.login(login);
+      if (login.target !== undefined) await initiator.becomeReady();
+    } catch (error) {
+      initiator.destroy();
+      throw error;
+    }
+    return initiator;
+  }
+
+  /** Logs out and ends the connection. */
+  async close(): Promise<void> {
+    if (!this.closed) await this.logout();
+    this.destroy();
   }
 
   // --- the wire ---
@@ -313,12 +333,12 @@ export class IscsiInitiator {
     return result;
   }
 
-  /** The result of a command that the test sends by itself, under a tag of its own. */
+  /** The result of a command that the test sends by itself, under a tag of its own. Its R2Ts are left among the unsolicited PDUs. */
   expect(tag: number, readLength = 0): Promise<CommandResult> {
-    return this.#expect(tag, readLength, new Uint8Array(0), 0);
+    return this.#expect(tag, readLength, undefined, 0);
   }
 
-  #expect(tag: number, readLength: number, dataOut: Uint8Array, lun: number): Promise<CommandResult> {
+  #expect(tag: number, readLength: number, dataOut: Uint8Array | undefined, lun: number): Promise<CommandResult> {
     return new Promise((resolve, reject) => {
       if (this.closed) {
         reject(new Error('the connection is closed'));
@@ -466,6 +486,10 @@ export class IscsiInitiator {
     const { bytes, opcode, data } = pdu;
     if (opcode === 0x31) {
       command.r2ts++;
+      if (command.dataOut === undefined) {
+        this.unsolicited.push(pdu);
+        return;
+      }
       const offset = bytes.readUInt32BE(40);
       const end = offset + bytes.readUInt32BE(44);
       this.#sendData(tag, bytes.readUInt32BE(20), command.dataOut, offset, end, command.lun);
@@ -536,17 +560,4 @@ export function connectInitiator(port: number, host = '127.0.0.1'): Promise<Iscs
     socket.on('error', reject);
     socket.on('close', () => initiator.gone());
   });
-}
-
-/** Connects, logs in and clears the unit attentions of LUN 0. */
-export async function openInitiator({ port, host, ...login }: ConnectOptions): Promise<IscsiInitiator> {
-  const initiator = await connectInitiator(port, host);
-  try {
-    await initiator.login(login);
-    if (login.target !== undefined) await initiator.becomeReady();
-  } catch (error) {
-    initiator.destroy();
-    throw error;
-  }
-  return initiator;
 }
