@@ -4,9 +4,10 @@ import type { FormatDriver } from './driver.ts';
 import { qcow2 } from './qcow2/driver.ts';
 import { raw } from './raw/raw.ts';
 import type { Storage } from './storage/storage.ts';
+import { vdi } from './vdi/driver.ts';
 
 /** All formats. Order settles ties of probing. */
-export const DRIVERS: readonly FormatDriver[] = [qcow2, raw];
+export const DRIVERS: readonly FormatDriver[] = [qcow2, vdi, raw];
 
 const PROBE_LENGTH = 4096;
 

@@ -6,6 +6,7 @@ import { newMapBytes } from './block-map.ts';
 import {
   encodeHeader,
   HEADER_READ,
+  MAX_BLOCK,
   MAX_BLOCKS,
   parseHeader,
   TYPE_DIFFERENCING,
@@ -47,7 +48,7 @@ export async function createVdi(storage: Storage, options: VdiCreateOptions): Pr
   if (!Number.isSafeInteger(size) || size < 0 || size % 512 !== 0)
     throw invalid(`VDI disks are whole sectors: ${size} is no multiple of 512`);
   const blockSize = options.blockSize ?? parent?.cbBlock ?? MiB;
-  if (blockSize < 4096 || blockSize > 64 * MiB || (blockSize & (blockSize - 1)) !== 0)
+  if (blockSize < 4096 || blockSize > MAX_BLOCK || (blockSize & (blockSize - 1)) !== 0)
     throw invalid(`a block size of ${blockSize} is no power of two from 4 KiB to 64 MiB`);
   const blockExtra = options.blockExtra ?? 0;
   if (blockExtra < 0 || blockExtra > MiB || (blockExtra & (blockExtra - 1)) !== 0)

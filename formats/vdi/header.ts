@@ -1,6 +1,6 @@
 import { type ErrorCode, ImageError } from '../core/errors.ts';
 import { bytes, reserved, Struct, type StructOf, u32, u64 } from '../core/struct.ts';
-import { alignDown, hex } from '../core/units.ts';
+import { alignDown, hex, MiB } from '../core/units.ts';
 import { isNullUuid, type UuidBytes, uuidText } from './uuid.ts';
 
 /**
@@ -32,6 +32,8 @@ const FLAG_ZERO_EXPAND = 1;
 const HEADER_SIZE_V1_1 = 0x180;
 const HEADER_SIZE_NOW = 0x190;
 const MIN_BLOCK = 512;
+/** A partial write fills a block: larger ones would take that much memory. VirtualBox makes blocks of 1 MiB. */
+export const MAX_BLOCK = 64 * MiB;
 /** QEMU's limit on the number of blocks too: the map stays below 2 GiB. */
 export const MAX_BLOCKS = 2 ** 29 - 128;
 
@@ -214,6 +216,12 @@ function checkHeader(header: VdiHeader & { flags: number; cbSector: number }, fi
   check(header.cbSector === 512, 'cbSector', `sectors of ${header.cbSector} bytes`);
   check(isPowerOfTwo(header.cbBlock), 'cbBlock', `a block size of ${header.cbBlock} is no power of two`);
   check(header.cbBlock >= MIN_BLOCK, 'cbBlock', `blocks of ${header.cbBlock} bytes are smaller than a sector`);
+  check(
+    header.cbBlock <= MAX_BLOCK,
+    'cbBlock',
+    `blocks of ${header.cbBlock} bytes are larger than ${MAX_BLOCK}`,
+    'UNSUPPORTED',
+  );
   check(
     header.cbBlockExtra === 0 || isPowerOfTwo(header.cbBlockExtra),
     'cbBlockExtra',

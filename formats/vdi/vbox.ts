@@ -59,8 +59,8 @@ export function parseVbox(text: string, path: string): VboxMachine {
       attributeNamePrefix: '',
       parseAttributeValue: false,
       parseTagValue: false,
-      // Names hold the five entities of XML and character references; a DTD's own are refused above.
-      htmlEntities: false,
+      // Names hold the five entities of XML and character references, decoded below; a DTD's own are refused above.
+      processEntities: false,
       removeNSPrefix: true,
     }).parse(text) as Node[];
   } catch (error) {
@@ -117,7 +117,17 @@ function children(node: Node, tag: string): Node[] {
 
 function attribute(node: Node, name: string): string | undefined {
   const value = (node[':@'] as Record<string, unknown> | undefined)?.[name];
-  return typeof value === 'string' ? value : undefined;
+  return typeof value === 'string' ? decode(value) : undefined;
+}
+
+const ENTITIES: Readonly<Record<string, string>> = { amp: '&', lt: '<', gt: '>', quot: '"', apos: "'" };
+
+function decode(text: string): string {
+  return text.replace(/&(?:#(\d{1,7})|#x([0-9a-f]{1,6})|(amp|lt|gt|quot|apos));/gi, (all, decimal, hex, name) => {
+    if (name !== undefined) return ENTITIES[name] ?? all;
+    const code = decimal !== undefined ? Number(decimal) : Number.parseInt(hex, 16);
+    return code <= 0x10ffff ? String.fromCodePoint(code) : all;
+  });
 }
 
 function uuidOf(node: Node, name: string): string {
@@ -142,7 +152,7 @@ function snapshotOf(node: Node): VboxSnapshot {
     uuid: uuidOf(node, 'uuid'),
     name: attribute(node, 'name') ?? '',
     timeStamp: attribute(node, 'timeStamp') ?? '',
-    description: text.filter((part) => typeof part === 'string').join(''),
+    description: decode(text.filter((part) => typeof part === 'string').join('')),
     disks: attachedDisks(node),
     children: children(node, 'Snapshots')
       .flatMap((list) => children(list, 'Snapshot'))

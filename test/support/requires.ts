@@ -63,6 +63,9 @@ export const requires = {
   fio: (): Skip => requirePrograms(['fio'], 'fio'),
   nbdkit: (): Skip => requirePrograms(['nbdkit'], 'nbdkit'),
   nbdinfo: (): Skip => requirePrograms(['nbdinfo', 'nbdcopy'], 'libnbd-bin'),
+  /** 7zz: a reader of VDI and VMDK headers that is not ours. */
+  sevenZip: (): Skip => requirePrograms(['7zz'], '7zip'),
+  vmdkinfo: (): Skip => requirePrograms(['vmdkinfo'], 'libvmdk-utils'),
   /** A condition of the test's own, with the reason to print when it does not hold. */
   that: requireCondition,
   root: (): Skip => requireCondition(process.getuid?.() === 0, 'needs root'),
