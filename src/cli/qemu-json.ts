@@ -29,10 +29,25 @@ export function formatJson(value: unknown, indent = ''): string {
     return items === '' ? `[\n${indent}]` : `[\n${items}\n${indent}]`;
   }
   if (typeof value === 'object' && value !== null) {
-    const members = membersInOrder(value).map(
-      ([key, item]) => `${inner}${JSON.stringify(key)}: ${formatJson(item, inner)}`,
-    );
+    const members = membersInOrder(value).map(([key, item]) => `${inner}${quote(key)}: ${formatJson(item, inner)}`);
     return members.length === 0 ? `{\n${indent}}` : `{\n${members.join(',\n')}\n${indent}}`;
   }
-  return JSON.stringify(value);
+  return typeof value === 'string' ? quote(value) : String(value);
+}
+
+const NAMED_ESCAPES: Readonly<Record<string, string>> = {
+  '"': '\\"',
+  '\\': '\\\\',
+  '\b': '\\b',
+  '\f': '\\f',
+  '\n': '\\n',
+  '\r': '\\r',
+  '\t': '\\t',
+};
+
+/** Only ASCII gets out: everything else is escaped by UTF-16 unit, with capital digits. */
+function quote(text: string): string {
+  const escape = (unit: string): string =>
+    NAMED_ESCAPES[unit] ?? `\\u${unit.charCodeAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
+  return `"${text.replace(/["\\]|[^ -~]/g, escape)}"`;
 }

@@ -68,3 +68,9 @@ test('of two members in one bucket the newer comes first', () => {
   assert.equal(first('key-0', mate), mate);
   assert.equal(first(mate, 'key-0'), 'key-0');
 });
+
+test('strings are ASCII: quotes, control and other characters are escaped as QEMU does', () => {
+  assert.equal(formatJson('a"b\\c/\n\t\x01\x7f'), '"a\\"b\\\\c/\\n\\t\\u0001\\u007F"');
+  assert.equal(formatJson('ü€😀'), '"\\u00FC\\u20AC\\uD83D\\uDE00"');
+  assert.equal(JSON.parse(formatJson('ü€😀\\u0041')), 'ü€😀\\u0041');
+});
