@@ -1,0 +1,205 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { SharedBlockCache } from '../../formats/cache/block-cache.ts';
+import { codeOf } from '../../formats/core/errors.ts';
+import { IoVec } from '../../formats/core/iov.ts';
+import type { ChainImage } from '../../formats/image/chain.ts';
+import { MemoryStorage } from '../../formats/storage/memory.ts';
+import { CutModel } from '../support/cut-model.ts';
+import { PowerCutStorage } from '../support/power-cut-storage.ts';
+import { Qcow2File } from '../support/qcow2-file.ts';
+import { createImage, openImage, openLayer, readAll } from '../support/qcow2-images.ts';
+import { type Random, randomFor } from '../support/random.ts';
+
+/** Cuts in one run of this test; LUNETTE_CUTS asks for more. */
+const CUTS = Number(process.env.LUNETTE_CUTS ?? 2000);
+const CUTS_PER_WORKLOAD = 30;
+
+interface Workload {
+  readonly what: string;
+  readonly storage: PowerCutStorage;
+  readonly model: CutModel;
+  readonly parentBytes: Uint8Array | undefined;
+  /** What snapshots showed when they were taken, by id. */
+  readonly snapshots: ReadonlyMap<string, Uint8Array>;
+}
+
+async function openWith(
+  workload: Pick<Workload, 'parentBytes'>,
+  storage: PowerCutStorage | MemoryStorage,
+  random: Random,
+): Promise<ChainImage> {
+  const cache = new SharedBlockCache(random.pick([0, 50_000, 1_000_000]));
+  if (workload.parentBytes === undefined) return openImage(storage, { cache });
+  const parent = await openLayer(new MemoryStorage({ bytes: workload.parentBytes }), { readOnly: true });
+  return openImage(storage, { cache, parents: [parent] });
+}
+
+/** An image whose refcount table is nearly full: it moves while the image is written. */
+async function prepareFull(random: Random): Promise<Workload> {
+  const clusterSize = 512;
+  const size = 4400 * clusterSize;
+  const file = await createImage({ size, clusterSize, refcountBits: 64 });
+  const before = await openImage(file);
+  await before.writev(0, IoVec.of(random.bytes(random.between(3880, 3930) * clusterSize)));
+  const model = await readAll(before);
+  await before.close();
+  const storage = new PowerCutStorage(random, file.toBytes());
+  return {
+    what: 'a nearly full refcount table',
+    storage,
+    model: new CutModel(storage, model),
+    parentBytes: undefined,
+    snapshots: new Map(),
+  };
+}
+
+/** An image with some data, perhaps a parent and snapshots, that is about to be written. */
+async function prepare(random: Random): Promise<Workload> {
+  if (random.chance(0.05)) return prepareFull(random);
+  const clusterSize = random.pick([512, 512, 1024, 4096]);
+  const version = random.pick([2, 3, 3, 3] as const);
+  // Wide refcounts in small clusters: refcount blocks and their table grow often.
+  const refcountBits = version === 2 ? 16 : random.pick([1, 2, 4, 8, 16, 32, 64, 64, 64]);
+  const size = random.pick([40, 64, 200, 600]) * clusterSize + random.pick([0, 512]);
+  const parentBytes = random.chance(0.4) ? (await filled(random, { size, clusterSize })).toBytes() : undefined;
+  const backing = parentBytes === undefined ? {} : { backingFile: 'parent.qcow2', backingFormat: 'qcow2' };
+  const file = await createImage({ size, clusterSize, version, refcountBits, ...backing });
+  const before = await openWith({ parentBytes }, file, random);
+  for (let i = random.pick([0, 2, 10]); i > 0; i--) {
+    const offset = random.below(size);
+    await before.writev(offset, IoVec.of(random.bytes(1 + random.below(Math.min(size - offset, 6 * clusterSize)))));
+  }
+  let shown = await readAll(before);
+  await before.close();
+  let bytes = file.toBytes();
+  const snapshots = new Map<string, Uint8Array>();
+  // One bit cannot count a second reference.
+  for (let i = refcountBits > 1 ? random.below(3) : 0; i > 0 && refcountBits >= 2; i--) {
+    if (refcountBits === 2 && snapshots.size === 2) break;
+    const image = new Qcow2File(bytes);
+    image.takeSnapshot(String(snapshots.size + 1), `snapshot ${snapshots.size + 1}`);
+    bytes = image.bytes;
+    snapshots.set(String(snapshots.size + 1), shown);
+    const again = new MemoryStorage({ bytes });
+    const live = await openWith({ parentBytes }, again, random);
+    const offset = random.below(size);
+    await live.writev(offset, IoVec.of(random.bytes(1 + random.below(Math.min(size - offset, 4 * clusterSize)))));
+    shown = await readAll(live);
+    await live.close();
+    bytes = again.toBytes();
+  }
+  assert.deepEqual(new Qcow2File(bytes).inspect(), { corruptions: [], leaks: [], missingCopied: [] });
+  const storage = new PowerCutStorage(random, bytes);
+  const model = new CutModel(storage, shown);
+  const what =
+    `version ${version}, clusters of ${clusterSize}, ${refcountBits} refcount bits, ${size} bytes, ` +
+    `${snapshots.size} snapshots${parentBytes === undefined ? '' : ', with a parent'}`;
+  return { what, storage, model, parentBytes, snapshots };
+}
+
+async function filled(random: Random, options: { size: number; clusterSize: number }): Promise<MemoryStorage> {
+  const storage = await createImage(options);
+  const image = await openImage(storage);
+  for (let at = 0; at < options.size; at += 3 * options.clusterSize) {
+    const length = Math.min(options.size - at, 1 + random.below(2 * options.clusterSize));
+    await image.writev(at, IoVec.of(random.bytes(length)));
+  }
+  await image.close();
+  return storage;
+}
+
+/** One random change, and its effect in the model. */
+function change(random: Random, image: ChainImage, model: CutModel, unit: number): Promise<void> {
+  const size = image.size;
+  const offset = random.below(size);
+  const length = 1 + random.below(Math.min(size - offset, random.chance(0.2) ? 30 * unit : 3 * unit));
+  switch (random.below(8)) {
+    case 0:
+    case 1:
+      return model.change(offset, new Uint8Array(length), () => image.writeZeroes(offset, length, random.chance(0.5)));
+    case 2: {
+      if (image.limits.discardUnit === 0) return Promise.resolve();
+      const start = Math.ceil(offset / unit) * unit;
+      const end = offset + length === size ? size : Math.floor((offset + length) / unit) * unit;
+      if (start >= end) return image.discard(offset, length);
+      return model.change(start, new Uint8Array(end - start), () => image.discard(offset, length));
+    }
+    default: {
+      const bytes = random.bytes(length);
+      return model.change(offset, bytes, async () => {
+        const list = IoVec.of(bytes);
+        if (!image.tryWritev(offset, list)) await image.writev(offset, list);
+      });
+    }
+  }
+}
+
+async function run(workload: Workload, random: Random): Promise<void> {
+  const { storage, model } = workload;
+  const image = await openWith(workload, storage, random);
+  const unit = image.limits.allocationUnit;
+  // Now and then the disk is full, or a write fails: what was reported as done stays done.
+  const full = random.chance(0.3);
+  const failing = random.chance(0.2);
+  for (let i = random.between(5, 40); i > 0; i--) {
+    if (full) storage.maxSize = random.chance(0.5) ? storage.size : Number.MAX_SAFE_INTEGER;
+    if (failing) storage.failing = (call) => call === 'write' && random.chance(0.05);
+    const pending = Array.from({ length: random.between(1, 4) }, () => change(random, image, model, unit));
+    if (random.chance(0.3)) pending.push(model.flush(() => image.flush()));
+    for (const result of await Promise.allSettled(pending)) {
+      if (result.status === 'rejected' && !['NO_SPACE', 'IO'].includes(codeOf(result.reason))) throw result.reason;
+    }
+  }
+  storage.maxSize = Number.MAX_SAFE_INTEGER;
+  storage.failing = () => false;
+  if (random.chance(0.5)) {
+    const closed = await image.close().then(
+      () => true,
+      (error: unknown) => {
+        if (codeOf(error) !== 'IO') throw error;
+        return false;
+      },
+    );
+    // After a clean close nothing is lost, not even space.
+    if (closed && !failing) {
+      const found = new Qcow2File(storage.toBytes()).inspect();
+      assert.deepEqual(found, { corruptions: [], leaks: [], missingCopied: [] }, workload.what);
+    }
+  }
+}
+
+/** What a cut leaves must open, have sound metadata, and show every flushed byte and the snapshots as they were. */
+async function judge(workload: Workload, random: Random, at: number): Promise<void> {
+  const bytes = workload.storage.cut(random, at, random.pick([0, 0.1, 0.5, 0.9, 1]));
+  const context = `${workload.what}, cut at step ${at} of ${workload.storage.now}`;
+  const { corruptions, missingCopied } = new Qcow2File(bytes).inspect();
+  assert.deepEqual(corruptions, [], context);
+  assert.deepEqual(missingCopied, [], context);
+  const storage = new MemoryStorage({ bytes });
+  const image = await openWith(workload, storage, random);
+  const wrong = workload.model.judge(at, await readAll(image));
+  assert.equal(wrong, -1, `${context}: byte ${wrong} is neither as flushed nor as written since`);
+  // It can be written on, and closes without making anything worse.
+  await image.writev(random.below(image.size - 1), IoVec.of(random.bytes(1)));
+  await image.close();
+  assert.deepEqual(new Qcow2File(storage.toBytes()).inspect().corruptions, [], `${context}, written again`);
+  for (const [id, shown] of workload.snapshots) {
+    const parents =
+      workload.parentBytes === undefined
+        ? []
+        : [await openLayer(new MemoryStorage({ bytes: workload.parentBytes }), { readOnly: true })];
+    const snapshot = await openImage(storage, { readOnly: true, snapshot: id, parents });
+    assert.ok(Buffer.compare(await readAll(snapshot), shown) === 0, `${context}: snapshot ${id} has changed`);
+    await snapshot.close();
+  }
+}
+
+test(`${CUTS} power cuts lose nothing that was flushed and leave sound metadata`, async (t) => {
+  const random = randomFor(t);
+  for (let cuts = 0; cuts < CUTS; cuts += CUTS_PER_WORKLOAD) {
+    const workload = await prepare(random);
+    await run(workload, random);
+    for (let i = 0; i < CUTS_PER_WORKLOAD; i++) await judge(workload, random, random.between(0, workload.storage.now));
+  }
+});

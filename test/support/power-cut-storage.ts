@@ -1,0 +1,187 @@
+/** A storage that remembers every write and sync, and can show what a power cut may leave of them. */
+
+import path from 'node:path';
+import { StorageError } from '../../formats/core/errors.ts';
+import type { IoVec } from '../../formats/core/iov.ts';
+import type { Storage } from '../../formats/storage/storage.ts';
+import type { Random } from './random.ts';
+
+const SECTOR = 512;
+
+interface WriteEvent {
+  readonly offset: number;
+  readonly bytes: Uint8Array;
+  readonly issuedAt: number;
+  completedAt: number;
+}
+
+/**
+ * Memory that is written through a cache which a power cut loses: what was written but not synced may be there or not, sector by sector, in any
+ * order. Every asynchronous call takes a random number of turns, so that calls overlap as they do on a disk.
+ */
+export class PowerCutStorage implements Storage {
+  readonly id = 'power-cut';
+  readonly path: string;
+  readonly readOnly = false;
+  readonly align = 1;
+  readonly fd = null;
+  readonly growsZeroed = true;
+  maxSize = Number.MAX_SAFE_INTEGER;
+  /** Thrown by the next calls, when it answers true. */
+  failing: (call: 'write' | 'sync') => boolean = () => false;
+  /** Steps so far: writes begun and ended, syncs begun and ended. A cut happens between two of them. */
+  now = 0;
+  readonly #random: Random;
+  readonly #initial: Uint8Array;
+  #bytes: Uint8Array;
+  #size: number;
+  readonly #writes: WriteEvent[] = [];
+  readonly #syncs: { issuedAt: number; completedAt: number }[] = [];
+
+  constructor(random: Random, initial: Uint8Array, options: { path?: string } = {}) {
+    this.#random = random;
+    this.#initial = initial.slice();
+    this.#bytes = initial.slice();
+    this.#size = initial.length;
+    this.path = options.path ?? '/cut/image';
+  }
+
+  get size(): number {
+    return this.#size;
+  }
+
+  tryReadv(offset: number, iov: IoVec): boolean {
+    if (this.#random.chance(0.3)) return false;
+    this.#read(offset, iov);
+    return true;
+  }
+
+  async readv(offset: number, iov: IoVec): Promise<void> {
+    await this.#turns();
+    this.#read(offset, iov);
+  }
+
+  tryWritev(offset: number, iov: IoVec): boolean {
+    if (this.#random.chance(0.5) || offset + iov.byteLength > this.maxSize) return false;
+    this.#begin(offset, flatten(iov)).completedAt = this.now++;
+    return true;
+  }
+
+  async writev(offset: number, iov: IoVec): Promise<void> {
+    await this.#write(offset, flatten(iov));
+  }
+
+  async writeZeroes(offset: number, length: number): Promise<boolean> {
+    if (this.#random.chance(0.3)) return false;
+    await this.#write(offset, new Uint8Array(length));
+    return true;
+  }
+
+  async discard(offset: number, length: number): Promise<boolean> {
+    const inside = Math.min(length, Math.max(0, this.#size - offset));
+    if (inside > 0) await this.#write(offset, new Uint8Array(inside));
+    return true;
+  }
+
+  async copyFrom(): Promise<number> {
+    return 0;
+  }
+
+  async nextData(offset: number): Promise<number> {
+    return offset;
+  }
+
+  async nextHole(): Promise<number> {
+    return this.#size;
+  }
+
+  async resize(size: number): Promise<void> {
+    if (size > this.#size) await this.#write(this.#size, new Uint8Array(size - this.#size));
+  }
+
+  async sync(): Promise<void> {
+    const issuedAt = this.now++;
+    await this.#turns();
+    if (this.failing('sync')) throw new StorageError('IO', 'injected failure of sync', { path: this.path });
+    this.#syncs.push({ issuedAt, completedAt: this.now++ });
+  }
+
+  async lock(): Promise<void> {}
+
+  resolve(reference: string): string {
+    return path.isAbsolute(reference) ? reference : path.join(path.dirname(this.path), reference);
+  }
+
+  async close(): Promise<void> {}
+
+  /** What is in the file now, cache included. */
+  toBytes(): Uint8Array {
+    return this.#bytes.slice(0, this.#size);
+  }
+
+  /**
+   * What the disk may hold when the power goes at step `at`: everything that a sync had made durable, and any of the sectors written since.
+   *
+   * @param keep probability that a sector that was not synced is there
+   */
+  cut(random: Random, at: number, keep: number): Uint8Array {
+    let durable = -1;
+    for (const sync of this.#syncs) if (sync.completedAt < at) durable = Math.max(durable, sync.issuedAt);
+    const sure = this.#writes.filter((write) => write.completedAt < durable);
+    const perhaps = this.#writes.filter((write) => write.issuedAt < at && !(write.completedAt < durable));
+    const sectors: { offset: number; bytes: Uint8Array }[] = [];
+    for (const { offset, bytes } of perhaps) {
+      for (let from = 0; from < bytes.length; ) {
+        const take = Math.min(SECTOR - ((offset + from) % SECTOR), bytes.length - from);
+        if (random.chance(keep)) sectors.push({ offset: offset + from, bytes: bytes.subarray(from, from + take) });
+        from += take;
+      }
+    }
+    random.shuffle(sectors);
+    const all = [...sure, ...sectors];
+    const size = all.reduce((most, { offset, bytes }) => Math.max(most, offset + bytes.length), this.#initial.length);
+    const result = new Uint8Array(size);
+    result.set(this.#initial);
+    for (const { offset, bytes } of all) result.set(bytes, offset);
+    return result;
+  }
+
+  async #write(offset: number, bytes: Uint8Array): Promise<void> {
+    if (this.failing('write')) throw new StorageError('IO', 'injected failure of a write', { path: this.path });
+    if (offset + bytes.length > this.maxSize) throw new StorageError('NO_SPACE', 'no space left', { path: this.path });
+    const event = this.#begin(offset, bytes);
+    await this.#turns();
+    event.completedAt = this.now++;
+  }
+
+  #begin(offset: number, bytes: Uint8Array): WriteEvent {
+    const end = offset + bytes.length;
+    if (end > this.#bytes.length) {
+      const grown = new Uint8Array(Math.max(end, this.#bytes.length * 2));
+      grown.set(this.#bytes);
+      this.#bytes = grown;
+    }
+    this.#bytes.set(bytes, offset);
+    this.#size = Math.max(this.#size, end);
+    const event = { offset, bytes, issuedAt: this.now++, completedAt: Number.POSITIVE_INFINITY };
+    this.#writes.push(event);
+    return event;
+  }
+
+  #read(offset: number, iov: IoVec): void {
+    const inside = Math.max(0, Math.min(iov.byteLength, this.#size - offset));
+    iov.copyIn(0, this.#bytes.subarray(offset, offset + inside));
+    iov.fill(inside, iov.byteLength - inside);
+  }
+
+  async #turns(): Promise<void> {
+    for (let turns = this.#random.below(4); turns > 0; turns--) await Promise.resolve();
+    if (this.#random.chance(0.05)) await new Promise((resolve) => setImmediate(resolve));
+  }
+}
+
+function flatten(iov: IoVec): Uint8Array {
+  const bytes = new Uint8Array(iov.byteLength);
+  iov.copyOut(0, bytes);
+  return bytes;
+}

@@ -1,0 +1,259 @@
+/**
+ * A second, plain reading of the qcow2 format for tests: over the bytes of a whole file, without anything of formats/qcow2. It counts references,
+ * compares them with the refcounts, and takes internal snapshots, so that tests need no other program for that.
+ */
+
+/** What an image's metadata gets wrong. */
+export interface Inspection {
+  /** Refcount too low, overlaps, references out of the file, COPIED where it must not be: what destroys data. */
+  readonly corruptions: string[];
+  /** Refcount too high: space that is lost, nothing else. */
+  readonly leaks: string[];
+  /** COPIED missing where the refcount is one: costs a copy, nothing else. */
+  readonly missingCopied: string[];
+}
+
+const COPIED = 1n << 63n;
+const COMPRESSED = 1n << 62n;
+const OFFSET = 0x00fffffffffffe00n;
+
+export class Qcow2File {
+  bytes: Uint8Array;
+  #view: DataView;
+  readonly clusterBits: number;
+  readonly clusterSize: number;
+  readonly version: number;
+  readonly refcountBits: number;
+
+  constructor(bytes: Uint8Array) {
+    this.bytes = bytes;
+    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    this.version = this.u32(4);
+    this.clusterBits = this.u32(20);
+    this.clusterSize = 2 ** this.clusterBits;
+    this.refcountBits = this.version === 2 ? 16 : 2 ** this.u32(96);
+  }
+
+  u32(at: number): number {
+    return at + 4 <= this.bytes.length ? this.#view.getUint32(at) : 0;
+  }
+
+  u64(at: number): bigint {
+    return at + 8 <= this.bytes.length ? this.#view.getBigUint64(at) : 0n;
+  }
+
+  setU32(at: number, value: number): void {
+    this.#view.setUint32(at, value);
+  }
+
+  setU64(at: number, value: bigint): void {
+    this.#view.setBigUint64(at, value);
+  }
+
+  get l1Offset(): number {
+    return Number(this.u64(40));
+  }
+
+  get l1Size(): number {
+    return this.u32(36);
+  }
+
+  /** Where a cluster's refcount is: byte offset in the file and bit; undefined when there is no block. */
+  #refcountPlace(cluster: number): { at: number; bit: number } | undefined {
+    const perBlock = (this.clusterSize * 8) / this.refcountBits;
+    const index = Math.floor(cluster / perBlock);
+    if (index * 8 >= this.u32(56) * this.clusterSize) return undefined;
+    const block = Number(this.u64(Number(this.u64(48)) + index * 8));
+    if (block === 0) return undefined;
+    const bits = (cluster % perBlock) * this.refcountBits;
+    return { at: block + Math.floor(bits / 8), bit: bits % 8 };
+  }
+
+  refcount(cluster: number): number {
+    const place = this.#refcountPlace(cluster);
+    if (place === undefined) return 0;
+    const { at, bit } = place;
+    if (at >= this.bytes.length) return 0;
+    switch (this.refcountBits) {
+      case 64:
+        return Number(this.u64(at));
+      case 32:
+        return this.u32(at);
+      case 16:
+        return this.#view.getUint16(at);
+      default:
+        return ((this.bytes[at] as number) >> bit) & (2 ** this.refcountBits - 1);
+    }
+  }
+
+  setRefcount(cluster: number, value: number): void {
+    const place = this.#refcountPlace(cluster);
+    if (place === undefined) throw new Error(`cluster ${cluster} has no refcount block`);
+    const { at, bit } = place;
+    if (this.refcountBits === 64) this.setU64(at, BigInt(value));
+    else if (this.refcountBits === 32) this.setU32(at, value);
+    else if (this.refcountBits === 16) this.#view.setUint16(at, value);
+    else {
+      const mask = (2 ** this.refcountBits - 1) << bit;
+      this.bytes[at] = ((this.bytes[at] as number) & ~mask) | (value << bit);
+    }
+  }
+
+  /** L1 tables: the active one first, then those of the snapshots. */
+  l1Tables(): { at: number; entries: number; active: boolean }[] {
+    const tables = [{ at: this.l1Offset, entries: this.l1Size, active: true }];
+    let at = Number(this.u64(64));
+    for (let i = 0; i < this.u32(60); i++) {
+      tables.push({ at: Number(this.u64(at)), entries: this.u32(at + 8), active: false });
+      const size = 40 + this.u32(at + 36) + this.#view.getUint16(at + 12) + this.#view.getUint16(at + 14);
+      at += Math.ceil(size / 8) * 8;
+    }
+    return tables;
+  }
+
+  /** Bytes of the snapshot table. */
+  get #snapshotTableLength(): number {
+    const start = Number(this.u64(64));
+    let at = start;
+    for (let i = 0; i < this.u32(60); i++) {
+      const size = 40 + this.u32(at + 36) + this.#view.getUint16(at + 12) + this.#view.getUint16(at + 14);
+      at += Math.ceil(size / 8) * 8;
+    }
+    return at - start;
+  }
+
+  /** Clusters that an L2 entry refers to. */
+  entryClusters(entry: bigint): number[] {
+    if ((entry & COMPRESSED) !== 0n) {
+      const x = BigInt(62 - (this.clusterBits - 8));
+      const offset = Number(entry & ((1n << x) - 1n));
+      const sectors = Number((entry & (COMPRESSED - 1n)) >> x) + 1;
+      const end = Math.floor(offset / 512) * 512 + sectors * 512;
+      const result = [];
+      for (let c = Math.floor(offset / this.clusterSize); c * this.clusterSize < end; c++) result.push(c);
+      return result;
+    }
+    const offset = Number(entry & OFFSET);
+    return offset === 0 ? [] : [offset / this.clusterSize];
+  }
+
+  /** Compares references with refcounts, and COPIED flags with both. */
+  inspect(): Inspection {
+    const corruptions: string[] = [];
+    const counts = new Map<number, number>();
+    const last = Math.ceil(this.bytes.length / this.clusterSize);
+    const count = (cluster: number, what: string): void => {
+      if (!Number.isInteger(cluster)) corruptions.push(`${what} is not aligned`);
+      else if (cluster >= last) corruptions.push(`${what} refers to cluster ${cluster} outside the file of ${last}`);
+      else counts.set(cluster, (counts.get(cluster) ?? 0) + 1);
+    };
+    const countRange = (at: number, length: number, what: string): void => {
+      for (let c = at / this.clusterSize; c * this.clusterSize < at + length; c++) count(c, what);
+    };
+    countRange(0, this.clusterSize, 'header');
+    const tableAt = Number(this.u64(48));
+    const tableLength = this.u32(56) * this.clusterSize;
+    countRange(tableAt, tableLength, 'refcount table');
+    for (let i = 0; i < tableLength / 8; i++) {
+      const block = Number(this.u64(tableAt + i * 8));
+      if (block !== 0) countRange(block, this.clusterSize, `refcount block ${i}`);
+    }
+    if (this.u32(60) > 0) countRange(Number(this.u64(64)), this.#snapshotTableLength, 'snapshot table');
+    const flags: { what: string; cluster: number; copied: boolean }[] = [];
+    for (const { at, entries, active } of this.l1Tables()) {
+      if (entries > 0) countRange(at, entries * 8, 'L1 table');
+      for (let i = 0; i < entries; i++) {
+        const l1 = this.u64(at + i * 8);
+        const table = Number(l1 & OFFSET);
+        if (table === 0) continue;
+        count(table / this.clusterSize, `L1 entry ${i}`);
+        if (active)
+          flags.push({ what: `L1 entry ${i}`, cluster: table / this.clusterSize, copied: (l1 & COPIED) !== 0n });
+        for (let j = 0; j < this.clusterSize / 8; j++) {
+          const entry = this.u64(table + j * 8);
+          if (entry === 0n) continue;
+          const clusters = this.entryClusters(entry);
+          for (const cluster of clusters) count(cluster, `L2 entry ${i}/${j}`);
+          if (!active || clusters.length === 0) continue;
+          const copied = (entry & COPIED) !== 0n;
+          if ((entry & COMPRESSED) === 0n)
+            flags.push({ what: `L2 entry ${i}/${j}`, cluster: clusters[0] as number, copied });
+          else if (copied) corruptions.push(`L2 entry ${i}/${j} is compressed and COPIED`);
+        }
+      }
+    }
+    const leaks: string[] = [];
+    const missingCopied: string[] = [];
+    const perBlock = (this.clusterSize * 8) / this.refcountBits;
+    const compare = (cluster: number): void => {
+      const references = counts.get(cluster) ?? 0;
+      const refcount = this.refcount(cluster);
+      if (refcount === references) return;
+      const list = refcount < references ? corruptions : leaks;
+      list.push(`cluster ${cluster}: refcount ${refcount}, references ${references}`);
+    };
+    for (let cluster = 0; cluster < last; cluster++) compare(cluster);
+    // Behind the end of the file nothing is referred to: only blocks that are not all zeros need a look.
+    for (let i = 0; i < tableLength / 8; i++) {
+      const block = Number(this.u64(tableAt + i * 8));
+      if (block === 0 || this.bytes.subarray(block, block + this.clusterSize).every((byte) => byte === 0)) continue;
+      for (let c = Math.max(last, i * perBlock); c < (i + 1) * perBlock; c++) compare(c);
+    }
+    for (const { what, cluster, copied } of flags) {
+      const refcount = this.refcount(cluster);
+      if (copied && refcount !== 1) corruptions.push(`${what} is COPIED, refcount of ${cluster} is ${refcount}`);
+      if (!copied && refcount === 1) missingCopied.push(`${what} is not COPIED, refcount of ${cluster} is 1`);
+    }
+    return { corruptions, leaks, missingCopied };
+  }
+
+  /** Free clusters for new structures: behind the end of the file. Needs refcount blocks that reach that far. */
+  #append(length: number): number {
+    const at = Math.ceil(this.bytes.length / this.clusterSize) * this.clusterSize;
+    const clusters = Math.ceil(length / this.clusterSize);
+    const bytes = new Uint8Array(at + clusters * this.clusterSize);
+    bytes.set(this.bytes);
+    this.bytes = bytes;
+    this.#view = new DataView(bytes.buffer);
+    for (let i = 0; i < clusters; i++) this.setRefcount(at / this.clusterSize + i, 1);
+    return at;
+  }
+
+  /** Takes an internal snapshot of a clean image. Snapshots that are there stay. */
+  takeSnapshot(id: string, name: string): void {
+    const l1Length = this.l1Size * 8;
+    const oldTable = this.bytes.slice(Number(this.u64(64)), Number(this.u64(64)) + this.#snapshotTableLength);
+    const l1Copy = this.#append(Math.max(l1Length, 1));
+    for (let i = 0; i < this.l1Size; i++) {
+      const l1 = this.u64(this.l1Offset + i * 8);
+      const table = Number(l1 & OFFSET);
+      if (table !== 0) {
+        this.setRefcount(table / this.clusterSize, this.refcount(table / this.clusterSize) + 1);
+        for (let j = 0; j < this.clusterSize / 8; j++) {
+          const entry = this.u64(table + j * 8);
+          for (const cluster of this.entryClusters(entry)) this.setRefcount(cluster, this.refcount(cluster) + 1);
+          this.setU64(table + j * 8, (entry & COMPRESSED) !== 0n ? entry : entry & ~COPIED);
+        }
+        this.setU64(this.l1Offset + i * 8, l1 & ~COPIED);
+      }
+      this.setU64(l1Copy + i * 8, l1 & ~COPIED);
+    }
+    const entryLength = Math.ceil((56 + id.length + name.length) / 8) * 8;
+    const table = this.#append(oldTable.length + entryLength);
+    if (this.u32(60) > 0) {
+      const old = Number(this.u64(64));
+      for (let c = old; c < old + oldTable.length; c += this.clusterSize) this.setRefcount(c / this.clusterSize, 0);
+    }
+    this.bytes.set(oldTable, table);
+    const at = table + oldTable.length;
+    this.setU64(at, BigInt(l1Copy));
+    this.setU32(at + 8, this.l1Size);
+    this.#view.setUint16(at + 12, id.length);
+    this.#view.setUint16(at + 14, name.length);
+    this.setU32(at + 36, 16);
+    this.setU64(at + 48, this.u64(24));
+    this.bytes.set(new TextEncoder().encode(id + name), at + 56);
+    this.setU64(64, BigInt(table));
+    this.setU32(60, this.u32(60) + 1);
+  }
+}
