@@ -265,6 +265,28 @@ test('collecting queues that nobody closed leaves nothing running', { skip }, as
   assert.equal(output, '0\n');
 });
 
+test('memory of a request in flight is not collected, though its user lets go of it', { skip }, async (t) => {
+  const { path } = await makeFile(t, new Uint8Array(100));
+  const output = await runOk(process.execPath, [
+    '--expose-gc',
+    ...program(`
+      const held = () => { gc(); return process.memoryUsage().arrayBuffers > (64 << 20); };
+      const submit = () => {
+        const iov = new IoVec().append(new Uint8Array(64 << 20)).append(new Uint8Array(64 << 20));
+        const reading = queue.readv(fd, 0, iov);
+        iov.clear();
+        return reading;
+      };
+      const reading = submit();
+      console.log(held() && process.memoryUsage().arrayBuffers > (128 << 20));
+      console.log(await reading);
+      await new Promise((resolve) => setImmediate(resolve));
+      console.log(held());`),
+    path,
+  ]);
+  assert.equal(output, 'true\n100\nfalse\n');
+});
+
 test('a batch that ends within a request is refused whole', { skip }, () => {
   const binding = native as NonNullable<typeof native>;
   const queue = binding.queueCreate(1, new Float64Array(30), () => {});

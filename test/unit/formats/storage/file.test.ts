@@ -1,7 +1,8 @@
 /** What files have beyond the contract of all storages: kinds of files, errors, locks' notices. Both implementations. */
 
 import assert from 'node:assert/strict';
-import { chmod, open, symlink, writeFile } from 'node:fs/promises';
+import { chmod, type FileHandle, open, readFile, rm, symlink, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { IoVec } from '../../../../formats/core/iov.ts';
@@ -10,6 +11,7 @@ import type { StorageOpener } from '../../../../formats/storage/storage.ts';
 import { openNativeStorage } from '../../../../src/io/native-storage.ts';
 import { openStorage } from '../../../../src/io/open-storage.ts';
 import { native } from '../../../../src/native/binding.ts';
+import { memoryFolder } from '../../../support/memory-folder.ts';
 import { mountMemory } from '../../../support/mounts.ts';
 import { run, runOk } from '../../../support/process.ts';
 import { requires } from '../../../support/requires.ts';
@@ -97,6 +99,27 @@ for (const { name, open: openIt, skip } of kinds) {
     if (!storage.tryReadv(0, IoVec.of(memory))) await storage.readv(0, IoVec.of(memory));
     assert.deepEqual(memory, new Uint8Array(10_000).fill(1, 0, 5000));
     await storage.close();
+  });
+
+  test(`${name}: after close nothing is read from or written to the file that has the descriptor's number next`, {
+    skip,
+  }, async (t) => {
+    const folder = memoryFolder ?? tmpdir();
+    const path = join(folder, `lunette-test-${process.pid}-${name}`);
+    t.after(() => rm(path, { force: true }));
+    await writeFile(path, new Uint8Array(8192).fill(1));
+    const storage = await openIt(path, { readOnly: false });
+    const { fd } = storage;
+    await storage.close();
+    // The lowest free number is the next: take it, and those below it.
+    const others: FileHandle[] = [];
+    t.after(() => Promise.all(others.map((other) => other.close())));
+    for (let i = 0; i < 200 && others.at(-1)?.fd !== fd; i++) others.push(await open(path, 'r+'));
+    assert.equal(others.at(-1)?.fd, fd);
+    const memory = new Uint8Array(4096);
+    assert.equal(storage.tryReadv(0, IoVec.of(memory)), false);
+    assert.equal(storage.tryWritev(0, IoVec.of(memory)), false);
+    assert.deepEqual([memory[0], (await readFile(path))[0]], [0, 1]);
   });
 
   const noRoot = skip || requires.root();
