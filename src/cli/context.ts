@@ -16,7 +16,7 @@ export interface CliContext {
   /** Everything else: errors, warnings, logs, hints. */
   readonly stderr: Output;
   readonly env: Readonly<Record<string, string | undefined>>;
-  /** SIGINT and SIGTERM. */
+  /** SIGINT, SIGTERM and SIGHUP. */
   readonly interrupts: Interrupts;
   /** True for root: state goes to the system's directories. */
   readonly privileged: boolean;

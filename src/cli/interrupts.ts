@@ -1,16 +1,16 @@
 /** Signals that ask a long-running command to end. */
 export interface Interrupts {
   /**
-   * Calls back at the first SIGINT or SIGTERM. From then on a second one ends the process at once.
+   * Calls back at the first SIGINT, SIGTERM or SIGHUP (the terminal is gone). From then on a second one ends the process at once.
    *
    * @returns a function that stops listening
    */
   once(listener: (signal: string) => void): () => void;
 }
 
-const SIGNALS = ['SIGINT', 'SIGTERM'] as const;
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 /** The shell's convention for a program that a signal ended. */
-const STATUS = { SIGINT: 130, SIGTERM: 143 } as const;
+const STATUS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
 
 /** The signals of this process. They keep their default action until somebody listens. */
 export function processInterrupts(): Interrupts {

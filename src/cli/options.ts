@@ -4,7 +4,7 @@ import { parseSize } from '../../formats/core/units.ts';
 /** Parsers and options that several commands share. Names follow qemu-img where it has them. */
 
 export function formatOption(): Option {
-  return new Option('-f, --format <fmt>', 'do not probe: the image is of this format (qcow2, raw)');
+  return new Option('-f, --format <fmt>', 'do not probe: the image is of this format, as qcow2 or raw');
 }
 
 export function forceShareOption(): Option {

@@ -1,5 +1,6 @@
 import { UsageError } from '../../formats/core/errors.ts';
 import type { CliContext } from './context.ts';
+import { oneLine } from './exit.ts';
 
 /** Options that every command takes, as commander gives them. */
 export interface CommonOptions {
@@ -23,5 +24,5 @@ export function wantsJson(options: OutputOptions): boolean {
 
 /** A warning about an image or a choice: stderr, one line; silent with -q. */
 export function warn(context: CliContext, options: CommonOptions, text: string): void {
-  if (options.quiet !== true) context.stderr.write(`lunette: warning: ${text}\n`);
+  if (options.quiet !== true) context.stderr.write(`lunette: warning: ${oneLine(text)}\n`);
 }

@@ -47,7 +47,7 @@ const NAMED_ESCAPES: Readonly<Record<string, string>> = {
 
 /** Only ASCII gets out: everything else is escaped by UTF-16 unit, with capital digits. */
 function quote(text: string): string {
-  const escape = (unit: string): string =>
+  const escaped = (unit: string): string =>
     NAMED_ESCAPES[unit] ?? `\\u${unit.charCodeAt(0).toString(16).toUpperCase().padStart(4, '0')}`;
-  return `"${text.replace(/["\\]|[^ -~]/g, escape)}"`;
+  return `"${text.replace(/["\\]|[^ -~]/g, escaped)}"`;
 }

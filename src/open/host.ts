@@ -3,7 +3,7 @@ import { IoVec } from '../../formats/core/iov.ts';
 import { MiB } from '../../formats/core/units.ts';
 import { DirectoryGate, OPEN_GATE, type OpenGate } from '../../formats/image/gate.ts';
 import { ImageHost, SharedBlockCache } from '../../formats/index.ts';
-import type { Storage } from '../../formats/storage/storage.ts';
+import type { Storage, StorageOpener } from '../../formats/storage/storage.ts';
 import { openStorage } from '../io/open-storage.ts';
 import { formatOfHead, HEAD } from './foreign.ts';
 
@@ -25,10 +25,23 @@ export const DEFAULT_CACHE_BYTES = 64 * MiB;
 export function createHost(options: HostOptions = {}): ImageHost {
   return new ImageHost({
     cache: new SharedBlockCache(options.cacheBytes ?? DEFAULT_CACHE_BYTES),
-    openStorage,
+    openStorage: options.warn === undefined ? openStorage : openerThatWarns(options.warn),
     gate: createGate(options),
     ...(options.warn === undefined ? {} : { warn: options.warn }),
   });
+}
+
+/** Opens files, and tells when a lock for writing does not keep other programs out. */
+function openerThatWarns(warn: (message: string, path: string) => void): StorageOpener {
+  return async (path, options) => {
+    const storage: Storage & { readonly lockNotice?: string | undefined } = await openStorage(path, options);
+    const lock = storage.lock.bind(storage);
+    storage.lock = async (mode) => {
+      await lock(mode);
+      if (mode === 'write' && storage.lockNotice !== undefined) warn(storage.lockNotice, path);
+    };
+    return storage;
+  };
 }
 
 /** The judge of files that images name. */

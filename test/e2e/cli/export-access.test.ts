@@ -212,6 +212,16 @@ describe('the export program', { skip: initiator }, () => {
     await qemu.io(path, 'write 0 64k');
   });
 
+  test('SIGINT, SIGTERM and the end of the terminal all end it in order', { timeout: 60_000 }, async (t) => {
+    const path = await image(t);
+    for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) {
+      const served = await startExport(t, path);
+      await qemu.io(served.url, 'write -P 3 0 64k');
+      assert.deepEqual(await served.process.stop(signal), { status: 0, signal: null });
+      await qemu.assertClean(path);
+    }
+  });
+
   test('ends while an initiator writes: what was flushed is there, and the image is clean', {
     timeout: 60_000,
   }, async (t) => {
