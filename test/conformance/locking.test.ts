@@ -9,7 +9,7 @@ import { locksOnFile } from '../../formats/storage/lock-holders.ts';
 import type { FileIdentity } from '../../formats/storage/open-file.ts';
 import type { LockMode, Storage } from '../../formats/storage/storage.ts';
 import { openNativeStorage } from '../../src/io/native-storage.ts';
-import { native } from '../../src/native/binding.ts';
+import { requireAddon } from '../support/addon.ts';
 import { type RunningProcess, run, start } from '../support/process.ts';
 import { qemu, qemuIoResult } from '../support/qemu.ts';
 import { findProgram, requires } from '../support/requires.ts';
@@ -21,7 +21,7 @@ const lockers: readonly { name: string; open: Opener; skip: string | false }[] =
   {
     name: 'addon',
     open: openNativeStorage,
-    skip: noQemu || requires.that(native !== undefined, 'the addon is not built'),
+    skip: noQemu || requireAddon(),
   },
   {
     name: 'Perl',

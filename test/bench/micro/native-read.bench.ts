@@ -7,16 +7,15 @@ import { join } from 'node:path';
 import { IoVec } from '../../../formats/core/iov.ts';
 import { openFileStorage } from '../../../formats/storage/file.ts';
 import { openNativeStorage } from '../../../src/io/native-storage.ts';
-import { native } from '../../../src/native/binding.ts';
 import { READ_CACHED, READ_MEMORY, type TransferMode, transferNow, WRITE } from '../../../src/native/direct-io.ts';
 import { IoQueue } from '../../../src/native/io-queue.ts';
 import { registerMemory } from '../../../src/native/memory.ts';
+import { requireAddon } from '../../support/addon.ts';
 import { type Bench, bench, median } from '../../support/bench.ts';
 import { memoryFolder } from '../../support/memory-folder.ts';
 import { Random } from '../../support/random.ts';
-import { requires } from '../../support/requires.ts';
 
-const addon = () => requires.that(native !== undefined, 'the addon is not built: npm run build:native');
+const addon = () => requireAddon();
 const FILE = 64 * 1024 * 1024;
 
 /** Nanoseconds of CPU per call: the median of some rounds, the first of which warms up. These calls do not wait, and CPU is steady on busy machines. */

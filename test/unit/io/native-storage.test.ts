@@ -6,9 +6,9 @@ import { type TestContext, test } from 'node:test';
 import { IoVec } from '../../../formats/core/iov.ts';
 import { MemoryStorage } from '../../../formats/storage/memory.ts';
 import { type NativeStorage, openNativeStorage, WritePace } from '../../../src/io/native-storage.ts';
-import { native } from '../../../src/native/binding.ts';
 import { directoryFacts } from '../../../src/native/facts.ts';
 import { IoQueue } from '../../../src/native/io-queue.ts';
+import { requireAddon } from '../../support/addon.ts';
 import { memoryFolder } from '../../support/memory-folder.ts';
 import { mountMade } from '../../support/mounts.ts';
 import { run, runOk } from '../../support/process.ts';
@@ -16,7 +16,7 @@ import { randomFor } from '../../support/random.ts';
 import { findProgram, requires } from '../../support/requires.ts';
 import { temporaryFile } from '../../support/temporary.ts';
 
-const skip = requires.that(native !== undefined, 'the addon is not built: npm run build:native');
+const skip = requireAddon();
 const facts = skip === false ? directoryFacts(tmpdir()) : undefined;
 
 /** What this machine's file systems decide is no requirement: skipped without being a failure in CI. */

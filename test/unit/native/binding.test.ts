@@ -3,10 +3,10 @@ import { tmpdir } from 'node:os';
 import { test } from 'node:test';
 import { loadBinding, native } from '../../../src/native/binding.ts';
 import { directoryFacts, nativeFacts } from '../../../src/native/facts.ts';
+import { requireAddon } from '../../support/addon.ts';
 import { memoryFolder } from '../../support/memory-folder.ts';
-import { requires } from '../../support/requires.ts';
 
-const skip = requires.that(native !== undefined, 'the addon is not built: npm run build:native');
+const skip = requireAddon();
 
 test('LUNETTE_NATIVE=0 keeps the addon out, and says so', () => {
   const result = loadBinding({ LUNETTE_NATIVE: '0' });

@@ -3,10 +3,10 @@ import { test } from 'node:test';
 import { crc32c as byJavascript } from '../../../src/iscsi/digest.ts';
 import { nativeCrc32c, nativeCrc32cPortable } from '../../../src/native/crc32c.ts';
 import { nativeFacts } from '../../../src/native/facts.ts';
+import { requireAddon } from '../../support/addon.ts';
 import { randomFor } from '../../support/random.ts';
-import { requires } from '../../support/requires.ts';
 
-const skip = requires.that(nativeCrc32c !== undefined, 'the addon is not built: npm run build:native');
+const skip = requireAddon();
 const all = { instructions: nativeCrc32c, tables: nativeCrc32cPortable };
 
 for (const [name, compute] of Object.entries(all)) {

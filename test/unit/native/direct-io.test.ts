@@ -2,14 +2,13 @@ import assert from 'node:assert/strict';
 import { closeSync, openSync, readFileSync } from 'node:fs';
 import { test } from 'node:test';
 import { IoVec } from '../../../formats/core/iov.ts';
-import { native } from '../../../src/native/binding.ts';
 import { lastWriteUs, READ_CACHED, READ_MEMORY, transferNow, WRITE } from '../../../src/native/direct-io.ts';
 import { EINVAL, systemError } from '../../../src/native/errno.ts';
 import { addressOf, registerMemory } from '../../../src/native/memory.ts';
-import { requires } from '../../support/requires.ts';
+import { requireAddon } from '../../support/addon.ts';
 import { temporaryFile } from '../../support/temporary.ts';
 
-const skip = requires.that(native !== undefined, 'the addon is not built: npm run build:native');
+const skip = requireAddon();
 
 test('segments are read and written in order, from memory of any kind', { skip }, async (t) => {
   const path = await temporaryFile(t, 'file', Buffer.from('0123456789abcdefghij'));

@@ -7,12 +7,12 @@ import { native } from '../../../src/native/binding.ts';
 import { systemError } from '../../../src/native/errno.ts';
 import { IoQueue } from '../../../src/native/io-queue.ts';
 import { registerMemory } from '../../../src/native/memory.ts';
+import { requireAddon } from '../../support/addon.ts';
 import { PROJECT_ROOT, run, runOk } from '../../support/process.ts';
 import { randomFor } from '../../support/random.ts';
-import { requires } from '../../support/requires.ts';
 import { temporaryFile } from '../../support/temporary.ts';
 
-const skip = requires.that(native !== undefined, 'the addon is not built: npm run build:native');
+const skip = requireAddon();
 
 function makeQueue(t: TestContext, threads = 4): IoQueue {
   const queue = new IoQueue({ threads });

@@ -7,7 +7,7 @@ import { openFileStorage } from '../../../../formats/storage/file.ts';
 import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import type { StorageOpener } from '../../../../formats/storage/storage.ts';
 import { openNativeStorage } from '../../../../src/io/native-storage.ts';
-import { native } from '../../../../src/native/binding.ts';
+import { requireAddon } from '../../../support/addon.ts';
 import { memoryFolder } from '../../../support/memory-folder.ts';
 import { requireCondition } from '../../../support/requires.ts';
 import { type StorageKind, testStorageContract } from '../../../support/storage-contract.ts';
@@ -26,7 +26,7 @@ function onFiles(name: string, folder: string, open: StorageOpener, rest: Partia
   };
 }
 
-const noAddon = requireCondition(native !== undefined, 'the addon is not built: npm run build:native');
+const noAddon = requireAddon();
 const noMemory = requireCondition(memoryFolder !== undefined, 'no tmpfs on /dev/shm');
 const memory = memoryFolder ?? tmpdir();
 const full = { findsHoles: true, punches: true };

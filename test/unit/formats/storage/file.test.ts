@@ -11,6 +11,7 @@ import type { StorageOpener } from '../../../../formats/storage/storage.ts';
 import { openNativeStorage } from '../../../../src/io/native-storage.ts';
 import { openStorage } from '../../../../src/io/open-storage.ts';
 import { native } from '../../../../src/native/binding.ts';
+import { requireAddon } from '../../../support/addon.ts';
 import { memoryFolder } from '../../../support/memory-folder.ts';
 import { mountMemory } from '../../../support/mounts.ts';
 import { run, runOk } from '../../../support/process.ts';
@@ -22,7 +23,7 @@ const kinds: readonly { name: string; open: StorageOpener; skip: string | false 
   {
     name: 'NativeStorage',
     open: openNativeStorage,
-    skip: requires.that(native !== undefined, 'the addon is not built: npm run build:native'),
+    skip: requireAddon(),
   },
 ];
 
