@@ -44,6 +44,7 @@ export class Output {
   readonly #sink: BatchSink;
   readonly #spare: Batch[] = [];
   #open: Batch;
+  #closed = false;
 
   constructor(share: ChunkShare, sink: BatchSink) {
     this.#share = share;
@@ -72,6 +73,11 @@ export class Output {
     const chunk = this.chunk as Chunk;
     const start = this.at;
     this.at = start + length;
+    if (this.#closed) {
+      chunk.release();
+      this.chunk = undefined;
+      return;
+    }
     this.#append(chunk, start, this.at, true);
   }
 
@@ -85,7 +91,8 @@ export class Output {
 
   /** Queues bytes that were set aside. The caller's hold on the chunk passes to the queue. */
   push(chunk: Chunk, start: number, end: number): void {
-    this.#append(chunk, start, end, false);
+    if (this.#closed) chunk.release();
+    else this.#append(chunk, start, end, false);
   }
 
   /** Sends what is queued. */
@@ -96,8 +103,9 @@ export class Output {
     this.#sink.write(batch);
   }
 
-  /** Drops what is not flushed, and the tail. Batches that the sink has are still to be taken. */
+  /** Drops what is not flushed, the tail, and all that is queued later. Batches that the sink has are still to be taken. */
   close(): void {
+    this.#closed = true;
     this.onTaken = () => {};
     const batch = this.#open;
     if (batch.count > 0) {

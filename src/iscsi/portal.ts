@@ -198,6 +198,8 @@ export class Portal implements EndpointHost {
     if (this.#pending.size >= limits.maxPendingLogins || this.#connections.size >= limits.maxConnections) {
       counters.refusedConnections++;
       const [oldest] = this.#pending;
+      // At once: its 'close' comes later, and the next connection must find the next one.
+      if (oldest !== undefined) this.#pending.delete(oldest);
       oldest?.endpoint.close('too many connections that do not log in');
     }
     const connection = new Connection(socket, this, this.#nowMs, (closed) => this.#closed(closed));

@@ -8,7 +8,7 @@ export const MAX_KEY_LENGTH = 63;
 /** Longest value: a 1024-byte binary item in hexadecimal, and some air for lists. */
 export const MAX_VALUE_LENGTH = 8192;
 
-const KEY = /^[A-Z][A-Za-z0-9.\-+@_#]*$/;
+const KEY = /^[A-Za-z][A-Za-z0-9.\-+@_#]*$/;
 const decoder = new TextDecoder('utf-8', { fatal: true });
 
 /**

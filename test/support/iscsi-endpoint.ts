@@ -36,6 +36,8 @@ export class MemoryConnection implements Edge {
   /** The initiator's socket dies. */
   drop(): void {
     this.endpoint.closed();
+    // A socket gives back what it will never send.
+    for (const batch of this.untaken.splice(0)) batch.taken();
   }
 
   write(batch: Batch): void {
@@ -75,7 +77,7 @@ export class MemoryConnection implements Edge {
   close(reason: string): void {
     this.closeReason = reason;
     queueMicrotask(() => {
-      this.endpoint.closed();
+      this.drop();
       this.initiator.gone();
     });
   }
