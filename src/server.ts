@@ -1,6 +1,7 @@
 /** Lunette's server side as a library: `import { ImageServer } from 'lunette/server'`. The command line is built on the same. */
 export type { Address } from './daemon/address.ts';
-export { ImageServer, type ImageServerOptions, type ServedImage } from './daemon/image-server.ts';
+export { checkServerOptions, ImageServer, type ImageServerOptions, type ServedImage } from './daemon/image-server.ts';
 export type { ServerLog } from './daemon/log.ts';
 export type { ExportRequest } from './daemon/open-export.ts';
 export type { ChapCredentials } from './iscsi/chap.ts';
+export type { UnitIdentity } from './scsi/identity.ts';

@@ -11,6 +11,7 @@ import { Portal } from '../iscsi/portal.ts';
 import { IscsiTarget } from '../iscsi/target.ts';
 import { createHost, type HostOptions } from '../open/host.ts';
 import { ScsiDevice } from '../scsi/device.ts';
+import type { UnitIdentity } from '../scsi/identity.ts';
 import { type Address, addressError, connectHost } from './address.ts';
 import { CommandStatistics } from './command-statistics.ts';
 import { type LogFields, type ServerLog, SILENT } from './log.ts';
@@ -155,6 +156,11 @@ export class ImageServer {
   /** Where metrics are served. */
   get metricsAddress(): Address | undefined {
     return this.#metrics?.address;
+  }
+
+  /** What initiators know the units by, in the order of `images`. */
+  get identities(): readonly UnitIdentity[] {
+    return this.#served.flatMap(({ device }) => device.units().map((unit) => unit.identity));
   }
 
   /** Sessions that are logged in now. */
