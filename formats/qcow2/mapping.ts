@@ -40,6 +40,13 @@ export class Mapping {
   readonly #l2Coverage: number;
   readonly #sliceCoverage: number;
   readonly #sliceSize: number;
+  /** Reciprocals of powers of two: multiplying by them is exact, and cheaper than dividing. */
+  readonly #perCluster: number;
+  readonly #perL2: number;
+  readonly #perSlice: number;
+  readonly #perSliceSize: number;
+  /** Entries have 8 bytes and their data is in this file: the common case. */
+  readonly #plain: boolean;
   readonly #entrySize: number;
   readonly #external: boolean;
   readonly #compressedOffsetBits: number;
@@ -59,6 +66,11 @@ export class Mapping {
     this.#l2Coverage = geometry.l2Coverage;
     this.#sliceCoverage = geometry.sliceCoverage;
     this.#sliceSize = geometry.sliceSize;
+    this.#perCluster = 1 / geometry.clusterSize;
+    this.#perL2 = 1 / geometry.l2Coverage;
+    this.#perSlice = 1 / geometry.sliceCoverage;
+    this.#perSliceSize = 1 / geometry.sliceSize;
+    this.#plain = !geometry.extendedL2 && options.dataStorage === options.storage;
     this.#entrySize = geometry.entrySize;
     this.#external = options.dataStorage !== options.storage;
     this.#compressedOffsetBits = geometry.compressedOffsetBits;
@@ -67,8 +79,33 @@ export class Mapping {
   /** As Layer.tryMap. Ends early before a slice that is not in memory, unless that is the first. */
   tryMap(offset: number, length: number, out: ExtentBuffer): number {
     out.begin(offset);
+    if (this.#plain && this.#mapOne(offset, length, out)) return 1;
     if (this.#fill(offset, offset + length, out) >= 0 || out.count > 0) return out.count;
     return -1;
+  }
+
+  /** The request that everything is built for: part of one plain data cluster whose slice is in memory. False: take the long way. */
+  #mapOne(offset: number, length: number, out: ExtentBuffer): boolean {
+    const within = offset - Math.floor(offset * this.#perCluster) * this.#clusterSize;
+    if (within + length > this.#clusterSize) return false;
+    const l1Index = Math.floor(offset * this.#perL2);
+    const table = this.#l1.target(l1Index);
+    if (table <= 0) return false;
+    const inTable = offset - l1Index * this.#l2Coverage;
+    const sliceIndex = Math.floor(inTable * this.#perSlice);
+    const bytes = this.#slices.peek(table * this.#perSliceSize + sliceIndex);
+    if (bytes === undefined) return false;
+    const entryAt = Math.floor((inTable - sliceIndex * this.#sliceCoverage) * this.#perCluster) * 8;
+    const high = getU32(bytes, entryAt);
+    const low = getU32(bytes, entryAt + 4);
+    // Compressed, zero, too high or misaligned: not here.
+    if ((high & (COMPRESSED_BIT | TOO_HIGH)) !== 0 || (low & ZERO_BIT) !== 0) return false;
+    if ((low & OFFSET_LOW & (this.#clusterSize - 1)) !== 0) return false;
+    const host = (high & OFFSET_HIGH) * TWO_32 + ((low & OFFSET_LOW) >>> 0);
+    if (host === 0) return false;
+    const writable = (high & COPIED) !== 0 && this.writable && this.#metadata?.has(host * this.#perCluster) === false;
+    out.append(DATA, length, this.#dataStorage, host + within, writable ? WRITABLE : 0, 0);
+    return true;
   }
 
   /** As Layer.map. @throws {ImageError} CORRUPT at a broken entry that nothing precedes */
@@ -105,7 +142,7 @@ export class Mapping {
 
   #fill(from: number, end: number, out: ExtentBuffer): number {
     for (let at = from; at < end; ) {
-      const l1Index = Math.floor(at / this.#l2Coverage);
+      const l1Index = Math.floor(at * this.#perL2);
       const table = this.#l1.target(l1Index);
       if (table <= 0) {
         if (table < 0) {
@@ -118,8 +155,8 @@ export class Mapping {
         continue;
       }
       const inTable = at - l1Index * this.#l2Coverage;
-      const sliceIndex = Math.floor(inTable / this.#sliceCoverage);
-      const slice = table / this.#sliceSize + sliceIndex;
+      const sliceIndex = Math.floor(inTable * this.#perSlice);
+      const slice = table * this.#perSliceSize + sliceIndex;
       const bytes = this.#slices.peek(slice);
       if (bytes === undefined) {
         this.#missing = slice;
@@ -140,7 +177,7 @@ export class Mapping {
   #fillSlice(bytes: Uint8Array, sliceStart: number, from: number, stop: number, out: ExtentBuffer): number {
     const clusterSize = this.#clusterSize;
     let at = from;
-    const first = Math.floor((at - sliceStart) / clusterSize);
+    const first = Math.floor((at - sliceStart) * this.#perCluster);
     let entryAt = first * 8;
     let within = at - sliceStart - first * clusterSize; // % on doubles is a call
     while (at < stop) {
@@ -231,7 +268,7 @@ export class Mapping {
   }
 
   #isMetadata(offset: number): boolean {
-    return !this.#external && this.#metadata !== null && this.#metadata.has(offset / this.#clusterSize);
+    return !this.#external && this.#metadata !== null && this.#metadata.has(offset * this.#perCluster);
   }
 
   #stopAt(offset: number): number {

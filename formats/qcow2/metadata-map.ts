@@ -14,7 +14,7 @@ export class MetadataMap {
   }
 
   has(cluster: number): boolean {
-    const index = Math.floor(cluster / PAGE_CLUSTERS);
+    const index = Math.floor(cluster * (1 / PAGE_CLUSTERS));
     const page = this.#pages[index];
     if (page === undefined) return false;
     const bit = cluster - index * PAGE_CLUSTERS; // % on doubles is a call

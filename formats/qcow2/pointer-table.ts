@@ -60,8 +60,10 @@ export class PointerTable {
   target(index: number): number {
     const at = index * ENTRY;
     if (at >= this.#bytes.length) return 0;
-    const offset = hostOffset(getU32(this.#bytes, at), getU32(this.#bytes, at + 4));
-    return offset % this.#clusterSize === 0 ? offset : -1;
+    const low = getU32(this.#bytes, at + 4);
+    // Cluster sizes are powers of two below 2^32: the lower half alone tells.
+    if ((low & OFFSET_LOW & (this.#clusterSize - 1)) !== 0) return -1;
+    return hostOffset(getU32(this.#bytes, at), low);
   }
 
   /** As target(). @throws {ImageError} CORRUPT */

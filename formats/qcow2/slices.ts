@@ -5,8 +5,9 @@ import type { Storage } from '../storage/storage.ts';
 /** What a slice is part of: flush writes refcounts before mappings. */
 export type SliceKind = 'refcount' | 'mapping';
 
-/** Slots of the table in front of the cache: a power of two. */
-const RECENT = 32;
+/** Slots of the table in front of the cache: 2 to this power. */
+const RECENT_BITS = 6;
+const RECENT = 2 ** RECENT_BITS;
 /** Slices are numbered within spaces of this many, so that the numbers stay small. */
 const SPACE_SLICES = 2 ** 22;
 /** Beyond this many spaces slices are read each time they are needed: a file of 16 TiB has that many at 4 KiB. */
@@ -36,6 +37,11 @@ export interface SliceBatch {
   readonly bytes: readonly Uint8Array[];
 }
 
+/** Spreads slices over slots: those of neighbouring tables differ in few bits. */
+function slotOf(slice: number): number {
+  return Math.imul(slice, 0x9e3779b1) >>> (32 - RECENT_BITS);
+}
+
 /**
  * Tables of one image file (L2 tables, refcount blocks) in slices of at most 4 KiB, as the bytes in the file. A slice is named by its
  * number: host offset / slice size.
@@ -62,8 +68,10 @@ export class SliceCache {
 
   /** The slice's bytes when they are in memory; not to be changed, nor kept over an await. */
   peek(slice: number): Uint8Array | undefined {
-    const slot = slice & (RECENT - 1);
+    const slot = slotOf(slice);
     if (this.#recentNumbers[slot] === slice) return this.#recent[slot];
+    // Two places for each: slices that are used in turn do not drive each other out.
+    if (this.#recentNumbers[slot ^ 1] === slice) return this.#recent[slot ^ 1];
     return this.#peekFurther(slice);
   }
 
@@ -152,8 +160,9 @@ export class SliceCache {
     for (let slice = firstSlice; slice < firstSlice + count; slice++) {
       this.#loading.delete(slice);
       this.#space(slice)?.delete(slice % SPACE_SLICES);
-      const slot = slice & (RECENT - 1);
+      const slot = slotOf(slice);
       if (this.#recentNumbers[slot] === slice) this.#recentNumbers[slot] = -1;
+      if (this.#recentNumbers[slot ^ 1] === slice) this.#recentNumbers[slot ^ 1] = -1;
       if (this.#pinned.delete(slice)) this.#cache.adjustPinned(-this.size);
     }
   }
@@ -268,8 +277,12 @@ export class SliceCache {
   }
 
   #remember(slice: number, bytes: Uint8Array): void {
-    const slot = slice & (RECENT - 1);
-    this.#recentNumbers[slot] = slice;
+    const slot = slotOf(slice);
+    if (this.#recentNumbers[slot] !== slice) {
+      this.#recentNumbers[slot ^ 1] = this.#recentNumbers[slot] as number;
+      this.#recent[slot ^ 1] = this.#recent[slot];
+      this.#recentNumbers[slot] = slice;
+    }
     this.#recent[slot] = bytes;
   }
 
