@@ -1,57 +1,37 @@
 import { ProtocolError } from '../../formats/core/errors.ts';
-import { CHECK_CONDITION, type DeviceServer, HEAD_OF_QUEUE, type Nexus, ORDERED, TASK_SET_FULL } from '../scsi/task.ts';
-import { Arena, type ChunkShare } from './chunk-pool.ts';
+import { type DeviceServer, HEAD_OF_QUEUE, type Nexus, ORDERED } from '../scsi/task.ts';
+import type { ChunkShare } from './chunk-pool.ts';
 import type { CommandOrder } from './command-order.ts';
 import type { IscsiCounters } from './counters.ts';
+import { DataOut, SLOT_MASK } from './data-out.ts';
 import type { IscsiLimits } from './limits.ts';
 import { decodeLun } from './names.ts';
 import type { SessionParameters } from './parameters.ts';
 import {
-  AT_BUFFER_OFFSET,
-  AT_DATA_SN,
-  AT_DESIRED_LENGTH,
+  AT_CMD_SN,
+  AT_FLAGS,
   AT_ITT,
   AT_TTT,
   FINAL,
   IMMEDIATE,
   NO_TAG,
-  R2T,
   REJECT_DATA_DIGEST,
   REJECT_TASK_IN_PROGRESS,
   REJECT_TOO_MANY_IMMEDIATE,
 } from './pdu.ts';
 import type { PduWriter } from './pdu-writer.ts';
-import { Responder } from './responder.ts';
 import {
-  ACCEPTED,
-  ARRIVING,
-  DROPPED,
-  EXECUTING,
-  FREE,
-  GATHERING,
   REFUSED_DIGEST,
   REFUSED_NO_MEMORY,
-  REFUSED_SEQUENCE,
   REFUSED_TOO_LARGE,
   REFUSED_UNEXPECTED_DATA,
-  Task,
-  WAITING,
-} from './task.ts';
+  setRefusal,
+} from './refusal.ts';
+import { Responder } from './responder.ts';
+import { ARRIVING, DROPPED, EXECUTING, FREE, GATHERING, Task, WAITING } from './task.ts';
 
 /** Output that is sent before the rest of a received chunk is worked on, so that both sides are busy. */
 const FLUSH_BYTES = 256 * 1024;
-/** Slots are found again by the low bits of a target transfer tag. */
-const SLOT_BITS = 11;
-const SLOT_MASK = (1 << SLOT_BITS) - 1;
-
-/** Sense of what goes wrong between command and device server (RFC 7143 section 11.4.7.2): key, ASC, ASCQ. */
-const REFUSAL_SENSE: Readonly<Record<number, readonly [number, number, number]>> = {
-  [REFUSED_TOO_LARGE]: [0x05, 0x24, 0x00],
-  [REFUSED_UNEXPECTED_DATA]: [0x0b, 0x0c, 0x0c],
-  [REFUSED_DIGEST]: [0x0b, 0x47, 0x05],
-  [REFUSED_SEQUENCE]: [0x0b, 0x47, 0x05],
-};
-
 export interface TaskSetOptions {
   readonly device: DeviceServer;
   readonly nexus: Nexus;
@@ -75,7 +55,7 @@ export class TaskSet {
   readonly #device: DeviceServer;
   readonly #writer: PduWriter;
   readonly #responder: Responder;
-  readonly #arena: Arena;
+  readonly #dataOut: DataOut;
   readonly #slots: Task[] = [];
   readonly #free: Task[] = [];
   readonly #byTag = new Map<number, Task>();
@@ -84,10 +64,6 @@ export class TaskSet {
   readonly #waiting: Task[] = [];
   #gathering = 0;
   #orderedGathering = false;
-  /** Tasks with R2Ts to send and no memory for the data yet. */
-  readonly #hungry: Task[] = [];
-  #soliciting = 0;
-  #transferTag = 0;
   /** The task whose data is coming in; undefined: the data is dropped. */
   #current: Task | undefined;
   #currentIsCommand = false;
@@ -101,7 +77,7 @@ export class TaskSet {
     this.#device = options.device;
     this.#writer = options.writer;
     this.#responder = new Responder(options.writer, options.parameters);
-    this.#arena = new Arena(options.share);
+    this.#dataOut = new DataOut(options.writer, options.share, options.parameters);
   }
 
   /** Tasks that have come and have no response yet. */
@@ -117,7 +93,7 @@ export class TaskSet {
     this.#current = undefined;
     this.#currentIsCommand = true;
     const immediate = (view.getUint8(at) & IMMEDIATE) !== 0;
-    if (!immediate && !order.takes(view.getUint32(at + 24))) {
+    if (!immediate && !order.takes(view.getUint32(at + AT_CMD_SN))) {
       counters.ignoredCommands++;
       return;
     }
@@ -142,9 +118,9 @@ export class TaskSet {
     this.#device.plan(task);
     task.wantIn = task.reads ? Math.min(task.expectedLength, task.dataInLength) : 0;
     task.wanted = task.writes ? Math.min(task.expectedLength, task.dataOutLength) : 0;
-    const final = (view.getUint8(at + 1) & FINAL) !== 0;
+    const final = (view.getUint8(at + AT_FLAGS) & FINAL) !== 0;
     task.unsolicited = task.writes && !final;
-    if (Math.max(task.wantIn, task.wanted) > limits.maxTransferLength) this.#refuse(task, REFUSED_TOO_LARGE);
+    if (Math.max(task.wantIn, task.wanted) > limits.maxTransferLength) task.refuse(REFUSED_TOO_LARGE);
     if (dataLength > 0 || task.unsolicited) {
       const most = Math.min(parameters.firstBurstLength, task.expectedLength);
       const expected =
@@ -152,16 +128,13 @@ export class TaskSet {
         dataLength <= most &&
         (dataLength === 0 || parameters.immediateData) &&
         !(task.unsolicited && parameters.initialR2T);
-      if (!expected) this.#refuse(task, REFUSED_UNEXPECTED_DATA);
-      this.#allocate(task, Math.min(task.wanted, task.unsolicited ? most : dataLength));
+      if (!expected) task.refuse(REFUSED_UNEXPECTED_DATA);
+      this.#dataOut.allocate(task, Math.min(task.wanted, task.unsolicited ? most : dataLength), this.size === 1);
     }
     this.#current = task;
   }
 
-  /**
-   * The header of a Data-Out. One that is out of sequence fails its command, after the rest of the sequence has come and was dropped:
-   * the session has lost nothing (RFC 7143 section 7.9).
-   */
+  /** The header of a Data-Out. */
   beginDataOut(view: DataView, at: number, dataLength: number): void {
     this.#currentIsCommand = false;
     this.#current = undefined;
@@ -171,48 +144,20 @@ export class TaskSet {
     const task = solicited ? this.#slots[transferTag & SLOT_MASK] : this.#byTag.get(tag);
     // Data of a task that was aborted or answered meanwhile: dropped.
     if (task === undefined || task.state === FREE || task.tag !== tag) return;
-    const burst = solicited ? task.burstTags.indexOf(transferTag) : 0;
-    if (burst < 0) return;
+    const burst = solicited ? task.burstTags.indexOf(transferTag) : -1;
+    if (solicited && burst < 0) return;
     if (!solicited && !task.unsolicited) {
-      this.#refuse(task, REFUSED_UNEXPECTED_DATA);
+      task.refuse(REFUSED_UNEXPECTED_DATA);
       return;
     }
-    const end = solicited
-      ? (task.burstEnds[burst] as number)
-      : Math.min(this.#options.parameters.firstBurstLength, task.expectedLength);
-    const after = task.received + dataLength;
-    const final = (view.getUint8(at + 1) & FINAL) !== 0;
-    if (
-      burst !== 0 ||
-      view.getUint32(at + AT_DATA_SN) !== task.dataSN ||
-      view.getUint32(at + AT_BUFFER_OFFSET) !== task.received ||
-      after > end ||
-      (solicited && final && after < end)
-    ) {
-      this.#refuse(task, REFUSED_SEQUENCE);
-    }
-    task.dataSN++;
-    this.#currentBurst = solicited ? burst : -1;
-    this.#currentFinal = final || (solicited && after >= end);
+    this.#currentFinal = this.#dataOut.check(task, burst, view, at, dataLength);
+    this.#currentBurst = burst;
     this.#current = task;
   }
 
   /** Data of the PDU that is coming in. */
   data(bytes: Uint8Array, from: number, to: number): void {
-    const task = this.#current;
-    if (task === undefined) return;
-    const take = Math.min(to - from, task.dataOut.byteLength - task.received);
-    if (take > 0 && task.refusal === ACCEPTED) {
-      if (task.dataOut.count === 1) {
-        (task.dataOut.memory[0] as Uint8Array).set(
-          bytes.subarray(from, from + take),
-          (task.dataOut.offsets[0] as number) + task.received,
-        );
-      } else {
-        task.dataOut.copyIn(task.received, bytes.subarray(from, from + take));
-      }
-    }
-    task.received += to - from;
+    if (this.#current !== undefined) this.#dataOut.store(this.#current, bytes, from, to);
   }
 
   /** The PDU that was coming in is complete. */
@@ -221,7 +166,7 @@ export class TaskSet {
     this.#current = undefined;
     if (!digestGood) {
       this.#options.reject(REJECT_DATA_DIGEST);
-      if (task !== undefined) this.#refuse(task, REFUSED_DIGEST);
+      task?.refuse(REFUSED_DIGEST);
     }
     if (task === undefined) return;
     if (this.#currentIsCommand) {
@@ -266,9 +211,13 @@ export class TaskSet {
   #mayStart(task: Task): boolean {
     if (this.#orderedGathering || (task.attribute === ORDERED && this.#gathering > 0)) return false;
     const { limits, share } = this.#options;
-    const { output } = this.#writer;
-    if (output.queued === 0 && this.executing === 0) return true;
-    return output.queued < limits.outputLimit && share.allows(task.wantIn);
+    if (this.#idle()) return true;
+    return this.#writer.output.queued < limits.outputLimit && share.allows(task.wantIn);
+  }
+
+  /** Nothing executes and nothing is left to send: then one command may go on whatever memory others hold. */
+  #idle(): boolean {
+    return this.executing === 0 && this.#writer.output.queued === 0;
   }
 
   #start(task: Task): void {
@@ -286,8 +235,8 @@ export class TaskSet {
   /** Goes on with gathering: asks for more, or executes. */
   #proceed(task: Task): void {
     if (task.unsolicited) return;
-    if (task.received < task.wanted && task.refusal === ACCEPTED) {
-      this.#solicit(task);
+    if (task.received < task.wanted) {
+      this.#dataOut.solicit(task, this.#idle());
       return;
     }
     if (task.burstTags.length > 0) return;
@@ -299,57 +248,14 @@ export class TaskSet {
   #endGathering(task: Task): void {
     this.#gathering--;
     if (task.attribute === ORDERED) this.#orderedGathering = false;
-    if (task.solicited > 0) this.#soliciting--;
-    const i = this.#hungry.indexOf(task);
-    if (i >= 0) this.#hungry.splice(i, 1);
-  }
-
-  /** Sends R2Ts for what is missing, when there is memory for it. */
-  #solicit(task: Task): void {
-    const { share, parameters } = this.#options;
-    const missing = task.wanted - task.dataOut.byteLength;
-    if (missing > 0) {
-      const alone = this.#soliciting === 0 && this.executing === 0 && this.#writer.output.queued === 0;
-      if (!alone && !share.allows(missing)) {
-        if (!this.#hungry.includes(task)) this.#hungry.push(task);
-        return;
-      }
-      this.#arena.allocate(missing, task.dataOut, task.outChunks);
-    }
-    if (task.solicited === 0) {
-      // Its first R2T: what came unasked needs none.
-      task.solicited = task.received;
-      this.#soliciting++;
-    }
-    while (task.solicited < task.wanted && task.burstTags.length < parameters.maxOutstandingR2T) {
-      const length = Math.min(parameters.maxBurstLength, task.wanted - task.solicited);
-      this.#sendR2T(task, task.solicited, length);
-      task.solicited += length;
-    }
-  }
-
-  #sendR2T(task: Task, offset: number, length: number): void {
-    // Unique for long enough, and never the reserved tag: the upper bits never are all ones.
-    this.#transferTag = (this.#transferTag + 1) % ((1 << (32 - SLOT_BITS)) - 1);
-    const transferTag = ((this.#transferTag << SLOT_BITS) | task.index) >>> 0;
-    task.burstTags.push(transferTag);
-    task.burstEnds.push(offset + length);
-    const { view } = this.#writer.start(R2T, FINAL);
-    const { at } = this.#writer.output;
-    view.setUint32(at + 8, task.lunHigh);
-    view.setUint32(at + 12, task.lunLow);
-    view.setUint32(at + AT_ITT, task.tag);
-    view.setUint32(at + AT_TTT, transferTag);
-    this.#writer.stamp(view, at, false);
-    view.setUint32(at + AT_DATA_SN, task.r2tSN++);
-    view.setUint32(at + AT_BUFFER_OFFSET, offset);
-    view.setUint32(at + AT_DESIRED_LENGTH, length);
-    this.#writer.finish();
+    this.#dataOut.finish(task);
   }
 
   #execute(task: Task): void {
-    if (task.refusal !== ACCEPTED) {
-      this.#answerRefused(task);
+    if (task.refused) {
+      if (task.refusal === REFUSED_NO_MEMORY) this.#options.counters.taskSetFull++;
+      setRefusal(task, task.refusal);
+      this.#respond(task);
       return;
     }
     if (task.wantIn > 0) this.#responder.prepare(task);
@@ -388,48 +294,11 @@ export class TaskSet {
 
   /** Starts what waited for room, memory or an ORDERED task. */
   drain(): void {
-    while (this.#hungry.length > 0) {
-      const task = this.#hungry.shift() as Task;
-      this.#solicit(task);
-      if (this.#hungry.includes(task)) break; // still hungry
-    }
+    this.#dataOut.feed(this.#idle());
     while (this.#waiting.length > 0 && this.#mayStart(this.#waiting[0] as Task)) {
       this.#start(this.#waiting.shift() as Task);
     }
-    if (this.size === 0) this.#arena.trim();
-  }
-
-  // --- refusals ---
-
-  #refuse(task: Task, refusal: Task['refusal']): void {
-    if (task.refusal === ACCEPTED) task.refusal = refusal;
-    task.wanted = 0;
-    task.wantIn = 0;
-  }
-
-  #answerRefused(task: Task): void {
-    const sense = REFUSAL_SENSE[task.refusal];
-    if (sense === undefined) {
-      this.#options.counters.taskSetFull++;
-      task.status = TASK_SET_FULL;
-    } else {
-      task.status = CHECK_CONDITION;
-      task.sense.fill(0, 0, 18);
-      task.sense[0] = 0x70;
-      task.sense[2] = sense[0];
-      task.sense[7] = 10;
-      task.sense[12] = sense[1];
-      task.sense[13] = sense[2];
-      task.senseLength = 18;
-    }
-    this.#respond(task);
-  }
-
-  /** Memory for data that comes unasked; without it the command is answered TASK SET FULL and the data dropped. */
-  #allocate(task: Task, length: number): void {
-    if (length === 0 || task.refusal !== ACCEPTED) return;
-    if (this.size > 1 && !this.#options.share.allows(length)) this.#refuse(task, REFUSED_NO_MEMORY);
-    else this.#arena.allocate(length, task.dataOut, task.outChunks);
+    if (this.size === 0) this.#dataOut.trim();
   }
 
   // --- slots ---
@@ -518,6 +387,6 @@ export class TaskSet {
       this.#retire(task);
     }
     this.#waiting.length = 0;
-    this.#arena.close();
+    this.#dataOut.close();
   }
 }

@@ -3,6 +3,7 @@ import type { Nexus, ScsiTask, TaskAttribute } from '../scsi/task.ts';
 import type { Chunk } from './chunk-pool.ts';
 import type { Deliverable } from './command-order.ts';
 import { BHS_LENGTH, COMMAND_ATTRIBUTE, COMMAND_READ, COMMAND_WRITE } from './pdu.ts';
+import { ACCEPTED, type Refusal } from './refusal.ts';
 
 /** Where a task is on its way. */
 export const FREE = 0;
@@ -23,21 +24,6 @@ export type TaskState =
   | typeof GATHERING
   | typeof EXECUTING
   | typeof DROPPED;
-
-/** Why a command is answered without being executed. 0: it is executed. */
-export const ACCEPTED = 0;
-export const REFUSED_NO_MEMORY = 1;
-export const REFUSED_TOO_LARGE = 2;
-export const REFUSED_UNEXPECTED_DATA = 3;
-export const REFUSED_DIGEST = 4;
-export const REFUSED_SEQUENCE = 5;
-export type Refusal =
-  | typeof ACCEPTED
-  | typeof REFUSED_NO_MEMORY
-  | typeof REFUSED_TOO_LARGE
-  | typeof REFUSED_UNEXPECTED_DATA
-  | typeof REFUSED_DIGEST
-  | typeof REFUSED_SEQUENCE;
 
 /** SAM task attributes by iSCSI's code (RFC 7143 section 11.3.1): untagged and unknown ones are simple. */
 const ATTRIBUTES: readonly TaskAttribute[] = [0, 0, 2, 1, 4, 0, 0, 0];
@@ -149,6 +135,17 @@ export class Task implements ScsiTask, Deliverable {
     this.r2tSN = 0;
     this.solicited = 0;
     this.direct = false;
+  }
+
+  get refused(): boolean {
+    return this.refusal !== ACCEPTED;
+  }
+
+  /** The command will not be executed, for the first reason that is given. What data still comes is dropped. */
+  refuse(refusal: Refusal): void {
+    if (this.refusal === ACCEPTED) this.refusal = refusal;
+    this.wanted = 0;
+    this.wantIn = 0;
   }
 
   /** Gives up all memory. */
