@@ -89,7 +89,7 @@ test('with the wrong -f the line that programs look for ends in qemu-img’s wor
 });
 
 test('an unknown format names those there are', async (t) => {
-  assert.match((await cli('info', '-f', 'vhdx', await rawImage(t))).stderr, /vhdx \(UNSUPPORTED\)\n.*qcow2, raw\n$/);
+  assert.match((await cli('info', '-f', 'vhdx', await rawImage(t))).stderr, /vhdx \(UNSUPPORTED\)\nFormats: .*qcow2/);
 });
 
 test('a file of a format that is not known here is not taken for raw, unless -f raw says so', async (t) => {
