@@ -150,7 +150,7 @@ export const COMMANDS: readonly Command[] = [
     blocksOut: writeSameBlocksOut,
   }),
   change('UNMAP', '42 01 00 00 00 00 00 ff ff 04', [PARAMETER_OUT, 7, 2], unmap, { needs: THIN }),
-  change('SANITIZE, BLOCK ERASE', '48 e2 ff ff ff ff ff ff ff 04', [PARAMETER_OUT, 7, 2], sanitizeBlockErase),
+  change('SANITIZE, BLOCK ERASE', '48 e2 ff ff ff ff ff ff ff 04', [NO_DATA], sanitizeBlockErase, MEDIUMLESS),
   change('SANITIZE, EXIT FAILURE MODE', '48 ff ff ff ff ff ff ff ff 04', [NO_DATA], exitFailureMode, MEDIUMLESS),
   row('MODE SELECT(10)', '55 13 00 00 00 00 00 ff ff 04', [PARAMETER_OUT, 7, 2], WRITES, modeSelect10, MEDIUMLESS),
   row('RESERVE(10)', '56 11 00 00 00 00 00 00 00 04', [NO_DATA], FREE, reserve, MEDIUMLESS),

@@ -15,7 +15,10 @@ export function startStopUnit(unit: LogicalUnit, task: ScsiTask): Outcome {
   // With a power condition START and LOEJ do not count; a virtual disk draws the same power in all of them.
   const powerCondition = flags >> 4;
   if (powerCondition === 0 && (flags & START) !== 0) {
-    if ((flags & LOEJ) !== 0 && unit.removable) unit.load();
+    if ((flags & LOEJ) !== 0 && unit.removable && !unit.mediumPresent) {
+      if (unit.removalPrevented) throw new CheckCondition(MEDIUM_REMOVAL_PREVENTED); // the tray is locked either way
+      unit.load(task.nexus);
+    }
     return undefined;
   }
   const ejecting = powerCondition === 0 && (flags & LOEJ) !== 0 && unit.removable;

@@ -1,5 +1,5 @@
 import type { Outcome } from './command.ts';
-import { invalidField, SANITIZE_FAILED } from './sense.ts';
+import { CheckCondition, invalidField, MEDIUM_NOT_PRESENT, SANITIZE_FAILED, SANITIZE_IN_PROGRESS } from './sense.ts';
 import type { ScsiTask } from './task.ts';
 import type { LogicalUnit } from './unit.ts';
 
@@ -20,6 +20,9 @@ export function sanitizeBlockErase(unit: LogicalUnit, task: ScsiTask): Outcome {
   refuseReserved(cdb);
   const flags = cdb[1] as number;
   const { sanitize } = unit;
+  // A sanitize that failed can be tried again: so "not ready" for that reason does not count here.
+  if (!unit.mediumPresent) throw new CheckCondition(MEDIUM_NOT_PRESENT);
+  if (sanitize.running) throw new CheckCondition(SANITIZE_IN_PROGRESS, { progress: sanitize.progress });
   sanitize.running = true;
   sanitize.failed = false;
   sanitize.unrestricted = (flags & AUSE) !== 0;

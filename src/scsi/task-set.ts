@@ -96,7 +96,8 @@ export class TaskSet {
     this.#active.delete(entry.task);
     if (entry.exclusive) this.#exclusive--;
     if (entry.reportAbort) endAborted(entry.task);
-    if (this.#waiting.length > 0) this.#startWaiting();
+    // After whoever waits for this task has heard of its end: outcomes go out in the order of completion.
+    if (this.#waiting.length > 0) void entry.done.then(() => this.#startWaiting());
   }
 
   #startWaiting(): void {

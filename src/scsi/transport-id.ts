@@ -21,14 +21,14 @@ export function parseTransportId(list: Uint8Array, at: number): TransportId | un
   if (at + FIXED_LENGTH > list.length) return undefined;
   const first = list[at] as number;
   if ((first & 0x0f) !== ISCSI) {
-    const bytes = list.slice(at, at + FIXED_LENGTH);
+    const bytes = new Uint8Array(list.subarray(at, at + FIXED_LENGTH));
     return { port: Buffer.from(bytes).toString('hex'), bytes };
   }
   const format = first >> 6;
   const length = 4 + read16(list, at + 2);
   if (format > 1 || length < FIXED_LENGTH || length > MAX_ISCSI_LENGTH || length % 4 !== 0) return undefined;
   if (at + length > list.length) return undefined;
-  const bytes = list.slice(at, at + length);
+  const bytes = new Uint8Array(list.subarray(at, at + length));
   const end = bytes.indexOf(0, 4);
   if (end < 0) return undefined;
   const port = Buffer.from(bytes.subarray(4, end)).toString('utf8').toLowerCase();

@@ -184,12 +184,12 @@ export class LogicalUnit {
     this.readinessChanged();
   }
 
-  /** Puts the medium in; every nexus is told. */
-  load(): void {
+  /** Puts the medium in; every nexus is told, but for the one that did it. */
+  load(by?: Nexus): void {
     if (this.mediumPresent) return;
     this.mediumPresent = true;
     this.readinessChanged();
-    this.attentions.raiseAll(MEDIUM_MAY_HAVE_CHANGED);
+    this.attentions.raiseAll(MEDIUM_MAY_HAVE_CHANGED, by);
   }
 
   /** What a reset does to the unit besides aborting tasks. */
