@@ -1,7 +1,7 @@
 import type { Socket } from 'node:net';
+import type { Batch } from '../wire/output.ts';
 import { type Edge, Endpoint, type EndpointHost } from './endpoint.ts';
 import { formatAddress } from './names.ts';
-import type { Batch } from './output.ts';
 
 /** One TCP connection: moves bytes between a socket and an endpoint. */
 export class Connection implements Edge {

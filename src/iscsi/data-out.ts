@@ -1,4 +1,4 @@
-import { Arena, type ChunkShare } from './chunk-pool.ts';
+import { Arena, type ChunkShare } from '../wire/chunk-pool.ts';
 import type { SessionParameters } from './parameters.ts';
 import { AT_BUFFER_OFFSET, AT_DATA_SN, AT_DESIRED_LENGTH, AT_FLAGS, AT_ITT, AT_TTT, FINAL, R2T } from './pdu.ts';
 import type { PduWriter } from './pdu-writer.ts';

@@ -1,5 +1,6 @@
 import { ProtocolError } from '../../formats/core/errors.ts';
-import { type ChunkPool, ChunkShare } from './chunk-pool.ts';
+import { type ChunkPool, ChunkShare } from '../wire/chunk-pool.ts';
+import { type Batch, type BatchSink, Output } from '../wire/output.ts';
 import type { IscsiCounters } from './counters.ts';
 import type { Crc32c } from './digest.ts';
 import type { IscsiLimits } from './limits.ts';
@@ -11,7 +12,6 @@ import {
   type LoginReply,
   type LoginRequest,
 } from './login.ts';
-import { type Batch, type BatchSink, Output } from './output.ts';
 import {
   AT_CID,
   AT_CMD_SN,

@@ -1,6 +1,6 @@
-import type { Chunk } from './chunk-pool.ts';
+import type { Chunk } from '../wire/chunk-pool.ts';
+import type { Output } from '../wire/output.ts';
 import type { Crc32c } from './digest.ts';
-import type { Output } from './output.ts';
 import { AT_EXP_SN, AT_MAX_CMD_SN, AT_STAT_SN, BHS_LENGTH, DIGEST_LENGTH, padded, serialBefore } from './pdu.ts';
 
 /** The three sequence numbers that every PDU of the target carries, and the window that they make (RFC 7143 section 4.2.2). */

@@ -1,6 +1,6 @@
 import { createServer, type Server, type Socket } from 'node:net';
 import { fromSystemError, LunetteError, UsageError } from '../../formats/core/errors.ts';
-import { ChunkPool } from './chunk-pool.ts';
+import { ChunkPool } from '../wire/chunk-pool.ts';
 import { Connection } from './connection.ts';
 import { type IscsiCounters, newCounters } from './counters.ts';
 import { type Crc32c, crc32c } from './digest.ts';

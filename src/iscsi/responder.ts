@@ -1,5 +1,5 @@
 import { CHECK_CONDITION, CONDITION_MET, GOOD } from '../scsi/task.ts';
-import { CHUNK_DATA, type Chunk } from './chunk-pool.ts';
+import { CHUNK_DATA, type Chunk } from '../wire/chunk-pool.ts';
 import type { SessionParameters } from './parameters.ts';
 import {
   AT_BUFFER_OFFSET,

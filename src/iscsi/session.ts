@@ -1,5 +1,5 @@
 import { type DeviceServer, type Nexus, TARGET_COLD_RESET, TMF_COMPLETE } from '../scsi/task.ts';
-import { CHUNK_DATA, type ChunkShare } from './chunk-pool.ts';
+import { CHUNK_DATA, type ChunkShare } from '../wire/chunk-pool.ts';
 import { CommandOrder } from './command-order.ts';
 import type { IscsiCounters } from './counters.ts';
 import type { IscsiLimits } from './limits.ts';

@@ -1,6 +1,6 @@
 import { ProtocolError } from '../../formats/core/errors.ts';
 import { type DeviceServer, HEAD_OF_QUEUE, type Nexus, ORDERED } from '../scsi/task.ts';
-import type { ChunkShare } from './chunk-pool.ts';
+import type { ChunkShare } from '../wire/chunk-pool.ts';
 import type { CommandOrder } from './command-order.ts';
 import type { IscsiCounters } from './counters.ts';
 import { DataOut, SLOT_MASK } from './data-out.ts';

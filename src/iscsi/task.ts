@@ -1,6 +1,6 @@
 import { IoVec } from '../../formats/core/iov.ts';
 import type { Nexus, ScsiTask, TaskAttribute } from '../scsi/task.ts';
-import type { Chunk } from './chunk-pool.ts';
+import type { Chunk } from '../wire/chunk-pool.ts';
 import type { Deliverable } from './command-order.ts';
 import { BHS_LENGTH, COMMAND_ATTRIBUTE, COMMAND_READ, COMMAND_WRITE } from './pdu.ts';
 import { ACCEPTED, type Refusal } from './refusal.ts';

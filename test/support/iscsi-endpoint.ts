@@ -1,13 +1,13 @@
 /** An endpoint of the target without a socket, with an initiator of ours at its other end: what tests of sessions are made of. */
 
-import { ChunkPool } from '../../src/iscsi/chunk-pool.ts';
 import { newCounters } from '../../src/iscsi/counters.ts';
 import { crc32c } from '../../src/iscsi/digest.ts';
 import { type Edge, Endpoint, type EndpointHost } from '../../src/iscsi/endpoint.ts';
 import { DEFAULT_LIMITS, type IscsiLimits } from '../../src/iscsi/limits.ts';
 import type { LoginAuthentication } from '../../src/iscsi/login.ts';
-import type { Batch } from '../../src/iscsi/output.ts';
 import { IscsiTarget, type IscsiTargetOptions } from '../../src/iscsi/target.ts';
+import { ChunkPool } from '../../src/wire/chunk-pool.ts';
+import type { Batch } from '../../src/wire/output.ts';
 import { FakeDeviceServer } from './fake-device-server.ts';
 import { IscsiInitiator } from './iscsi-initiator.ts';
 

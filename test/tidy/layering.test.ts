@@ -52,8 +52,10 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
   'src/io': ['src/native', 'FORMATS'],
   'src/scsi': ['FORMATS'],
   'src/tcmu': ['src/scsi', 'src/io', 'FORMATS'],
-  'src/iscsi': ['src/scsi', 'FORMATS'],
-  'src/nbd': ['src/io', 'FORMATS'],
+  // Memory and batches of what goes out to a socket: knows no protocol.
+  'src/wire': ['formats/core'],
+  'src/iscsi': ['src/scsi', 'src/wire', 'FORMATS'],
+  'src/nbd': ['src/io', 'src/wire', 'FORMATS'],
   'src/qemu': ['src/nbd', 'FORMATS'],
   'src/netlink': ['src/native', 'formats/core'],
   'src/lio': ['formats/core'],
@@ -101,7 +103,15 @@ const LAZY_IN_ONE_FILE = ['lz4-napi', 'zstd-napi'];
 const LAZY_ROOMS: Readonly<Record<string, readonly string[]>> = { 'src/open': ['src/nbd', 'src/qemu'] };
 
 /** Sockets and files are at the edge: these rooms have none. */
-const NO_SOCKETS = ['src/scsi', 'src/tcmu', 'formats/core', 'formats/image', 'formats/cache', 'formats/qcow2'];
+const NO_SOCKETS = [
+  'src/scsi',
+  'src/tcmu',
+  'src/wire',
+  'formats/core',
+  'formats/image',
+  'formats/cache',
+  'formats/qcow2',
+];
 const SOCKET_MODULES = ['node:net', 'node:tls', 'node:dgram', 'node:http', 'node:https', 'node:child_process'];
 
 interface Module {
