@@ -60,7 +60,7 @@ async function fromRegistry(
         if (storage.size > MAX_VBOX_SIZE) continue;
         const bytes = new Uint8Array(storage.size);
         await storage.readv(0, IoVec.of(bytes));
-        const disk = findDisk(parseVbox(new TextDecoder().decode(bytes), file).disks, uuid);
+        const disk = findDisk((await parseVbox(new TextDecoder().decode(bytes), file)).disks, uuid);
         if (disk !== undefined && disk.location !== '') return path.resolve(place, disk.location.replaceAll('\\', '/'));
       } catch (error) {
         // A settings file that cannot be read is one fewer place to look.

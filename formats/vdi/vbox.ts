@@ -1,4 +1,3 @@
-import { XMLParser } from 'fast-xml-parser';
 import { ImageError } from '../core/errors.ts';
 import { MiB } from '../core/units.ts';
 
@@ -48,9 +47,11 @@ type Node = Record<string, unknown>;
  *
  * @throws {ImageError} BAD_MAGIC, BAD_HEADER, TOO_LARGE
  */
-export function parseVbox(text: string, path: string): VboxMachine {
+export async function parseVbox(text: string, path: string): Promise<VboxMachine> {
   if (text.length > MAX_VBOX_SIZE) throw new ImageError('TOO_LARGE', `larger than ${MAX_VBOX_SIZE} bytes`, { path });
   checkShape(text, path);
+  // Loaded when it is needed: few who open an image have a machine's settings to read.
+  const { XMLParser } = await import('fast-xml-parser');
   let document: Node[];
   try {
     document = new XMLParser({

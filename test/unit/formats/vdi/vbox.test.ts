@@ -44,8 +44,8 @@ lines</Description>
   </Machine>
 </VirtualBox>`;
 
-test('a .vbox file gives the tree of disks, the tree of snapshots and the active leaves', () => {
-  const machine = parseVbox(MACHINE, '/vm/web.vbox');
+test('a .vbox file gives the tree of disks, the tree of snapshots and the active leaves', async () => {
+  const machine = await parseVbox(MACHINE, '/vm/web.vbox');
   assert.equal(machine.name, 'web & mail');
   assert.equal(machine.currentSnapshot, 'aaaaaaaa-1111-4111-8111-111111111112');
   assert.deepEqual(machine.attached, ['44444444-1111-4111-8111-111111111111']);
@@ -66,17 +66,17 @@ test('a .vbox file gives the tree of disks, the tree of snapshots and the active
   assert.equal(findDisk(machine.disks, '55555555-1111-4111-8111-111111111111'), undefined);
 });
 
-test('what is no settings file is refused', () => {
-  assert.throws(() => parseVbox('<Other/>', '/x'), { code: 'BAD_MAGIC', path: '/x' });
-  assert.throws(() => parseVbox('', '/x'), { code: 'BAD_MAGIC' });
-  assert.throws(() => parseVbox('<VirtualBox><Machine', '/x'), { code: /BAD_(HEADER|MAGIC)/ });
+test('what is no settings file is refused', async () => {
+  await assert.rejects(parseVbox('<Other/>', '/x'), { code: 'BAD_MAGIC', path: '/x' });
+  await assert.rejects(parseVbox('', '/x'), { code: 'BAD_MAGIC' });
+  await assert.rejects(parseVbox('<VirtualBox><Machine', '/x'), { code: /BAD_(HEADER|MAGIC)/ });
 });
 
-test('entities of its own, deep nesting and huge numbers of elements are refused before they are read', () => {
+test('entities of its own, deep nesting and huge numbers of elements are refused before they are read', async () => {
   const bomb =
     '<!DOCTYPE x [<!ENTITY a "aaaaaaaaaa"><!ENTITY b "&a;&a;&a;">]><VirtualBox><Machine name="&b;"/></VirtualBox>';
-  assert.throws(() => parseVbox(bomb, '/x'), { code: 'UNSUPPORTED' });
-  assert.throws(() => parseVbox('<HardDisk>'.repeat(2000), '/x'), { code: 'TOO_LARGE' });
-  assert.throws(() => parseVbox('<a/>'.repeat(200_000), '/x'), { code: 'TOO_LARGE' });
-  assert.throws(() => parseVbox(' '.repeat(17 * 2 ** 20), '/x'), { code: 'TOO_LARGE' });
+  await assert.rejects(parseVbox(bomb, '/x'), { code: 'UNSUPPORTED' });
+  await assert.rejects(parseVbox('<HardDisk>'.repeat(2000), '/x'), { code: 'TOO_LARGE' });
+  await assert.rejects(parseVbox('<a/>'.repeat(200_000), '/x'), { code: 'TOO_LARGE' });
+  await assert.rejects(parseVbox(' '.repeat(17 * 2 ** 20), '/x'), { code: 'TOO_LARGE' });
 });
