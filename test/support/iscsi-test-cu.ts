@@ -9,7 +9,8 @@ export interface SuiteTest {
   /** FAMILY.SUITE.TEST. */
   readonly name: string;
   readonly suite: string;
-  readonly result: 'pass' | 'fail' | 'skip';
+  /** defect: failed for a reason of the suite's own, whatever the target does. */
+  readonly result: 'pass' | 'fail' | 'skip' | 'defect';
   readonly output: string;
   readonly ms: number;
 }
@@ -19,7 +20,22 @@ export interface SweepOptions {
   readonly tests?: readonly string[];
   /** A second way to the same LUN, for tests with two initiators. The same URL unless told. */
   readonly secondUrl?: string;
+  /** Whether a test may write to the LUN; those that have to and may not are skipped. Default: all may. */
+  readonly dataLoss?: (name: string) => boolean;
 }
+
+/**
+ * Tests of version 1.19 that fail on every target, with the only assertion that does.
+ *
+ * LUNResetSimpleAsync queues the reset and looks at once, before it reads anything, at a variable that only the answer's
+ * callback sets (reconnect_succeeded, 0 in a new process). What it is about is tested in test/e2e/iscsi/reset.test.ts.
+ */
+const DEFECTS: ReadonlyMap<string, RegExp> = new Map([
+  [
+    'ALL.iSCSITMF.LUNResetSimpleAsync',
+    /^\s*1\. test_async_lu_reset_simple\.c:157 {2}- CU_ASSERT_EQUAL\(reconnect_succeeded,1\)/m,
+  ],
+]);
 
 /** Every test of a family: ALL.Read10.Simple and so on. */
 export async function listTests(family = 'ALL'): Promise<string[]> {
@@ -27,28 +43,29 @@ export async function listTests(family = 'ALL'): Promise<string[]> {
   return lines.filter((line) => line.startsWith(`${family}.`) && line.split('.').length === 3);
 }
 
-/** Runs the tests one after another. Overwrites the LUN. */
+/** Runs the tests one after another. Overwrites the LUN, unless told not to. */
 export async function sweep(url: string, options: SweepOptions = {}): Promise<SuiteTest[]> {
   const results: SuiteTest[] = [];
   for (const name of options.tests ?? (await listTests())) {
-    results.push(await runTest(name, url, options.secondUrl ?? url));
+    results.push(await runTest(name, url, options.secondUrl ?? url, options.dataLoss?.(name) ?? true));
   }
   return results;
 }
 
-async function runTest(name: string, url: string, secondUrl: string): Promise<SuiteTest> {
+async function runTest(name: string, url: string, secondUrl: string, dataLoss: boolean): Promise<SuiteTest> {
   const suite = name.split('.')[1] as string;
   const began = Date.now();
   try {
     const { status, signal, stdout, stderr } = await run(
       'iscsi-test-cu',
-      ['--dataloss', '--allow-sanitize', '--normal', `--test=${name}`, url, secondUrl],
+      [...(dataLoss ? ['--dataloss', '--allow-sanitize'] : []), '--normal', `--test=${name}`, url, secondUrl],
       { timeoutMs: 40_000 },
     );
     const output = shorten(stdout + stderr);
     const ran = /tests\s+(\d+)\s+(\d+)/.exec(output);
     const end = signal ?? `status ${status}`;
     const ms = Date.now() - began;
+    if (isDefect(name, end, output)) return { name, suite, result: 'defect', output, ms };
     if (status !== 0) return { name, suite, result: 'fail', output: `${end}\n${output}`, ms };
     if (ran === null || ran[2] === '0') return { name, suite, result: 'fail', output: `ran no test\n${output}`, ms };
     // What finds nothing to do says so, or ends without having asserted anything: neither is a pass.
@@ -57,6 +74,16 @@ async function runTest(name: string, url: string, secondUrl: string): Promise<Su
   } catch (error) {
     return { name, suite, result: 'fail', output: String(error), ms: Date.now() - began };
   }
+}
+
+/**
+ * True when the one assertion failed that cannot hold, and no other: they are numbered. The test then frees what its session
+ * still uses, and may crash before it has printed anything.
+ */
+function isDefect(name: string, end: string, output: string): boolean {
+  const assertion = DEFECTS.get(name);
+  if (assertion === undefined) return false;
+  return /^SIG(ABRT|SEGV)$/.test(end) || (assertion.test(output) && !/^\s*2\. test_/m.test(output));
 }
 
 /** Some failures repeat one line thousands of times: the first and the last lines say it all. */
@@ -69,20 +96,21 @@ export interface Tally {
   readonly pass: number;
   readonly fail: number;
   readonly skip: number;
+  readonly defect: number;
 }
 
 export function tally(results: readonly SuiteTest[]): Tally {
   const count = (result: SuiteTest['result']): number => results.filter((test) => test.result === result).length;
-  return { pass: count('pass'), fail: count('fail'), skip: count('skip') };
+  return { pass: count('pass'), fail: count('fail'), skip: count('skip'), defect: count('defect') };
 }
 
 /** Lines: a table of passed, failed and skipped per suite, then each failure's output and the names of what was skipped. */
 export function describe(results: readonly SuiteTest[]): string[] {
   const suites = new Map<string, SuiteTest[]>();
   for (const test of results) suites.set(test.suite, [...(suites.get(test.suite) ?? []), test]);
-  const row = (name: string, { pass, fail, skip }: Tally): string =>
-    `${name.padEnd(24)}${String(pass).padStart(5)}${String(fail).padStart(5)}${String(skip).padStart(5)}`;
-  const lines = [`${'suite'.padEnd(24)} pass fail skip`];
+  const row = (name: string, { pass, fail, skip, defect }: Tally): string =>
+    `${name.padEnd(24)}${[pass, fail, skip, defect].map((count) => String(count).padStart(5)).join('')}`;
+  const lines = [`${'suite'.padEnd(24)} pass fail skip  defect of the suite`];
   for (const [suite, tests] of suites) lines.push(row(suite, tally(tests)));
   lines.push(row('all', tally(results)));
   const skipped = results.filter((test) => test.result === 'skip').map((test) => test.name.replace('ALL.', ''));

@@ -33,6 +33,10 @@ interface Case {
   /** Must pass, not be skipped: what this kind of LUN is about. */
   readonly mustPass?: readonly string[];
   readonly chap?: boolean;
+  /** Tests that may write; the others are run without, and skipped by the suite when they have to. */
+  readonly dataLoss?: (name: string) => boolean;
+  /** Tests that make no sense on this kind of LUN, and do not notice. */
+  readonly leaveOut?: RegExp;
 }
 
 const CASES: readonly Case[] = [
@@ -45,7 +49,17 @@ const CASES: readonly Case[] = [
     passes: 192,
     mustPass: ['NoMedia.NoMediaSBC', 'PreventAllow.Simple', 'PreventAllow.Eject', 'StartStopUnit.Simple'],
   },
-  { name: 'a read-only image', format: 'qcow2', args: ['--read-only'], passes: 60, mustPass: ['ReadOnly.ReadOnlySBC'] },
+  {
+    name: 'a read-only image',
+    format: 'qcow2',
+    args: ['--read-only'],
+    passes: 90,
+    mustPass: ['ReadOnly.ReadOnlySBC', 'Read10.Simple', 'Inquiry.EVPD'],
+    // What only reads, and what must be refused. Reservations are no data, but the suite holds them back with the rest.
+    dataLoss: (name) => /^ALL\.(ReadOnly|Prin|Prout)/.test(name),
+    // These write to see what a reservation lets through, or without asking whether they may.
+    leaveOut: /^ALL\.(ProutReserve\.Access|WriteVerify1[026]\.Dpo$)/,
+  },
   { name: 'an image behind CHAP', format: 'raw', chap: true, passes: 192 },
 ];
 
@@ -53,7 +67,7 @@ const skip = requires.libiscsi() || requires.qemuImg();
 
 // Two at a time: the suite mostly waits, for timers of its own.
 describe("libiscsi's suite finds no failure", { concurrency: 2, skip }, () => {
-  for (const { name, format, args = [], passes, mustPass = [], chap = false } of CASES) {
+  for (const { name, format, args = [], passes, mustPass = [], chap = false, dataLoss, leaveOut } of CASES) {
     test(`on ${name}`, { timeout: 240_000 }, async (t) => {
       const image = format === 'raw' ? await rawImage(t) : await qemu.create(t, { format, size: SIZE });
       let options: ExportOptions = { args };
@@ -65,12 +79,14 @@ describe("libiscsi's suite finds no failure", { concurrency: 2, skip }, () => {
       const target = await startExport(t, image, options);
       const url = chap ? target.url.replace('iscsi://', `iscsi://suite%${SECRET}@`) : target.url;
 
-      const results = await suite.sweep(url);
+      const all = await suite.listTests();
+      assert.ok(all.length >= 230, `the suite has ${all.length} tests`);
+      const tests = all.filter((test) => leaveOut?.test(test) !== true);
+      const results = await suite.sweep(url, { tests, ...(dataLoss && { dataLoss }) });
       for (const line of suite.describe(results)) t.diagnostic(line);
       const { pass, fail } = suite.tally(results);
       const failed = results.filter((result) => result.result === 'fail');
       assert.equal(fail, 0, failed.map(({ name: test, output }) => `${test}\n${output}`).join('\n'));
-      assert.ok(results.length >= 230, `the suite has ${results.length} tests`);
       assert.ok(pass >= passes, `${pass} passed, ${passes} must`);
       for (const test of mustPass) {
         assert.equal(results.find((result) => result.name === `ALL.${test}`)?.result, 'pass', test);
