@@ -103,7 +103,11 @@ export class Mapping {
     if ((low & OFFSET_LOW & (this.#clusterSize - 1)) !== 0) return false;
     const host = (high & OFFSET_HIGH) * TWO_32 + ((low & OFFSET_LOW) >>> 0);
     if (host === 0) return false;
-    const writable = (high & COPIED) !== 0 && this.writable && this.#metadata?.has(host * this.#perCluster) === false;
+    const writable =
+      (high & COPIED) !== 0 &&
+      this.writable &&
+      this.#l1.copied(l1Index) &&
+      this.#metadata?.has(host * this.#perCluster) === false;
     out.append(DATA, length, this.#dataStorage, host + within, writable ? WRITABLE : 0, 0);
     return true;
   }
@@ -164,9 +168,11 @@ export class Mapping {
       }
       const sliceStart = l1Index * this.#l2Coverage + sliceIndex * this.#sliceCoverage;
       const stop = Math.min(end, sliceStart + this.#sliceCoverage);
+      // Through a table that is shared nothing is written in place, whatever its entries say.
+      const writable = this.writable && this.#l1.copied(l1Index);
       at = this.#geometry.extendedL2
-        ? this.#fillExtended(bytes, sliceStart, at, stop, out)
-        : this.#fillSlice(bytes, sliceStart, at, stop, out);
+        ? this.#fillExtended(bytes, sliceStart, at, stop, out, writable)
+        : this.#fillSlice(bytes, sliceStart, at, stop, out, writable);
       if (at < 0) return at;
       if (at < stop) return 0; // out is full
     }
@@ -174,7 +180,14 @@ export class Mapping {
   }
 
   /** Appends the extents of [at, stop) from one slice. @returns how far it got, or BROKEN */
-  #fillSlice(bytes: Uint8Array, sliceStart: number, from: number, stop: number, out: ExtentBuffer): number {
+  #fillSlice(
+    bytes: Uint8Array,
+    sliceStart: number,
+    from: number,
+    stop: number,
+    out: ExtentBuffer,
+    tableWritable: boolean,
+  ): number {
     const clusterSize = this.#clusterSize;
     let at = from;
     const first = Math.floor((at - sliceStart) * this.#perCluster);
@@ -206,7 +219,7 @@ export class Mapping {
           } else if ((high & TOO_HIGH) !== 0) {
             done = out.append(ZERO, length); // outside of any file: reads as zeros
           } else {
-            const writable = (high & COPIED) !== 0 && this.writable && !this.#isMetadata(offset);
+            const writable = (high & COPIED) !== 0 && tableWritable && !this.#isMetadata(offset);
             done = out.append(DATA, length, this.#dataStorage, offset + within, writable ? WRITABLE : 0);
           }
         }
@@ -220,7 +233,14 @@ export class Mapping {
   }
 
   /** As #fillSlice for entries with subclusters: allocation bits in the last word, zero bits in the third. */
-  #fillExtended(bytes: Uint8Array, sliceStart: number, from: number, stop: number, out: ExtentBuffer): number {
+  #fillExtended(
+    bytes: Uint8Array,
+    sliceStart: number,
+    from: number,
+    stop: number,
+    out: ExtentBuffer,
+    tableWritable: boolean,
+  ): number {
     const { clusterSize, subclusterSize } = this.#geometry;
     let at = from;
     while (at < stop) {
@@ -245,7 +265,7 @@ export class Mapping {
         return this.#stopAt(at);
       if (placed && this.#external && offset !== clusterStart) return this.#stopAt(at);
       const reachable = (high & TOO_HIGH) === 0;
-      const writable = (high & COPIED) !== 0 && this.writable && !this.#isMetadata(offset);
+      const writable = (high & COPIED) !== 0 && tableWritable && !this.#isMetadata(offset);
       while (at < clusterStop) {
         const index = Math.floor((at - clusterStart) / subclusterSize);
         const length = Math.min(clusterStart + (index + 1) * subclusterSize, clusterStop) - at;

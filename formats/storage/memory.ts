@@ -78,6 +78,9 @@ export class MemoryStorage implements Storage {
 
   async writeZeroes(offset: number, length: number, _unmap: boolean): Promise<boolean> {
     this.#checkWritable(offset);
+    if (offset + length > this.maxSize) {
+      throw new StorageError('NO_SPACE', 'no space left in memory storage', { path: this.path, offset });
+    }
     this.#clear(offset, length);
     this.#size = Math.max(this.#size, offset + length);
     return true;
