@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { readFileSync } from 'node:fs';
 import { chmod, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
@@ -24,8 +25,16 @@ async function install(
   return run(join(PROJECT_ROOT, 'scripts/install-test-packages'), [], { env });
 }
 
-const all = ['e2fsprogs', 'fio', 'libiscsi-bin', 'libnbd-bin', 'nbdkit', 'qemu-block-extra', 'qemu-utils', 'tgt'];
+/** The packages that the script lists, one a line with what each is for. */
+const text = readFileSync(join(PROJECT_ROOT, 'scripts/install-test-packages'), 'utf8');
+const all = [...text.slice(0, text.indexOf('\n)')).matchAll(/^ {2}([a-z0-9][a-z0-9.+-]*) /gm)].map(
+  (match) => match[1] as string,
+);
 const installed = (names: readonly string[]): string => names.map((name) => `${name} installed\n`).join('');
+
+test('the script lists what the tests use', () => {
+  for (const name of ['qemu-utils', 'libiscsi-bin', 'e2fsprogs', 'tgt']) assert.ok(all.includes(name), name);
+});
 
 test('when all packages are there nothing is called and nothing is said', async (t) => {
   const result = await install(t, { uid: 0, packages: installed(all), ci: 'true' });
