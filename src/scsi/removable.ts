@@ -28,9 +28,13 @@ export function startStopUnit(unit: LogicalUnit, task: ScsiTask): Outcome {
     if (ejecting) unit.eject();
     return undefined;
   }
-  const stopped = flushThen(unit, ejecting);
-  if (((cdb[1] as number) & IMMED) === 0) return stopped;
-  unit.inBackground(task.nexus, stopped, (error) => asCheckCondition(error, true).sense);
+  if (((cdb[1] as number) & IMMED) === 0) return flushThen(unit, ejecting);
+  // Answered now, so the medium is on its way out for the next command already; what cannot be flushed comes back in.
+  if (ejecting) unit.eject();
+  unit.inBackground(task.nexus, unit.image.flush(), (error) => {
+    if (ejecting) unit.load(task.nexus);
+    return asCheckCondition(error, true).sense;
+  });
   return undefined;
 }
 

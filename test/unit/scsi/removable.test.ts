@@ -92,3 +92,9 @@ test('a medium stays in when it cannot be flushed; with IMMED that is a deferred
   assert.equal(senseBytes[0], 0x71);
   await initiator.good(cdb.testUnitReady);
 });
+
+test('a medium that is ejected with IMMED is gone for the next command, also while it is flushed', async () => {
+  const { initiator } = await makeBench({ removable: true });
+  await initiator.good(cdb.startStop(EJECT, 1));
+  await initiator.refused(0x02_3a_00, cdb.testUnitReady);
+});
