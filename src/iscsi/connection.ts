@@ -3,6 +3,9 @@ import type { Batch } from '../wire/output.ts';
 import { type Edge, Endpoint, type EndpointHost } from './endpoint.ts';
 import { formatAddress } from './names.ts';
 
+/** How long a connection that we close may take to take the last bytes, ms. */
+const LINGER_MS = 5000;
+
 /** One TCP connection: moves bytes between a socket and an endpoint. */
 export class Connection implements Edge {
   readonly endpoint: Endpoint;
@@ -14,6 +17,7 @@ export class Connection implements Edge {
   closeReason = '';
   readonly #socket: Socket;
   #awake = false;
+  #linger: NodeJS.Timeout | undefined;
   readonly #flush = (): void => {
     this.#awake = false;
     this.endpoint.flush();
@@ -31,6 +35,7 @@ export class Connection implements Edge {
       this.closeReason ||= error.message;
     });
     socket.on('close', () => {
+      clearTimeout(this.#linger);
       this.endpoint.closed();
       onClosed(this);
     });
@@ -66,8 +71,13 @@ export class Connection implements Edge {
 
   close(reason: string, graceful: boolean): void {
     this.closeReason ||= reason;
-    if (graceful) this.#socket.destroySoon();
-    else this.#socket.destroy();
+    if (!graceful) {
+      this.#socket.destroy();
+      return;
+    }
+    this.#socket.destroySoon();
+    // A peer that does not read would keep it open for ever.
+    this.#linger ??= setTimeout(() => this.#socket.destroy(), LINGER_MS).unref();
   }
 
   /** Ends it whatever is left to send. */

@@ -46,6 +46,8 @@ export interface EndpointHost {
   /** A login went well or failed: for the log. */
   loggedIn(endpoint: Endpoint, login: Login<IscsiTarget>): void;
   loginFailed(endpoint: Endpoint, login: Login<IscsiTarget>, status: number, reason: string): void;
+  /** Something failed that no peer should be able to make fail; the connection is closed. */
+  internalError(error: unknown): void;
 }
 
 /** What the endpoint asks of the socket's side. */
@@ -149,7 +151,7 @@ export class Endpoint implements PduHandler {
     this.#reader.stop();
     const { session } = this;
     if (session !== undefined) {
-      void session.terminate();
+      session.terminate().catch((error) => this.#host.internalError(error));
       this.#login.target?.leave(session);
       if (this.#login.target !== undefined)
         this.#host.counters.sessions = Math.max(0, this.#host.counters.sessions - 1);
@@ -160,9 +162,13 @@ export class Endpoint implements PduHandler {
   #fail(error: unknown): void {
     const { counters } = this.#host;
     if (this.#reader.headerDigestErrors > 0) counters.headerDigestErrors++;
-    counters.protocolErrors++;
-    const reason = error instanceof Error ? error.message : String(error);
-    this.close(error instanceof ProtocolError ? reason : `internal error: ${reason}`, error instanceof ProtocolError);
+    if (error instanceof ProtocolError) {
+      counters.protocolErrors++;
+      this.close(error.message, true);
+    } else {
+      this.#host.internalError(error);
+      this.close('internal error');
+    }
   }
 
   #write(batch: Batch): void {
@@ -208,8 +214,9 @@ export class Endpoint implements PduHandler {
       this.#writer.numbers.restart(request.cmdSN);
     }
     const reply = this.#login.step(request);
-    if (this.#login.finished && reply.status === LOGIN_SUCCESS) void this.#enter(request, reply);
-    else this.#reply(request, reply, this.#login.tsih);
+    if (this.#login.finished && reply.status === LOGIN_SUCCESS) {
+      this.#enter(request, reply).catch((error) => this.#fail(error));
+    } else this.#reply(request, reply, this.#login.tsih);
   }
 
   /** Login has succeeded: makes the session, ends an older one that it replaces, then answers. */
@@ -232,6 +239,7 @@ export class Endpoint implements PduHandler {
       siblings: () => target?.sessions ?? [],
       wake: () => this.#edge.wake(),
       close: (reason, graceful) => this.close(reason, graceful),
+      failed: (error) => this.#fail(error),
     };
     if (target === undefined) {
       this.#start(request, reply, new Session({ ...options, tsih: 1 }));

@@ -127,7 +127,7 @@ export class Portal implements EndpointHost {
     if (target === undefined) return;
     this.#targets.delete(target.name);
     target.close();
-    const connections = [...this.#connections].filter((c) => c.endpoint.session?.options.device === target.device);
+    const connections = [...this.#connections].filter((c) => c.endpoint.session?.options.targetName === target.name);
     await this.#dismiss(connections, graceMs);
   }
 
@@ -249,6 +249,11 @@ export class Portal implements EndpointHost {
     if (connection !== undefined) this.#pending.delete(connection);
     const fields = { peer: connection?.peer, initiator: login.initiator, target: login.target?.name };
     this.#options.log?.info(fields, login.discovery ? 'discovery session' : 'session started');
+  }
+
+  internalError(error: unknown): void {
+    const text = error instanceof Error ? (error.stack ?? error.message) : String(error);
+    this.#options.log?.warn({ error: text }, 'internal error: a connection is closed');
   }
 
   loginFailed(endpoint: Endpoint, login: Login<IscsiTarget>, status: number, reason: string): void {

@@ -80,6 +80,8 @@ export interface SessionOptions {
   readonly wake: () => void;
   /** Ends the connection: sends what is queued when `graceful`, else at once. */
   readonly close: (reason: string, graceful: boolean) => void;
+  /** Ends the connection because something failed that should not. Bound. */
+  readonly failed: (error: unknown) => void;
 }
 
 /**
@@ -136,6 +138,7 @@ export class Session implements PduHandler {
         limits: options.limits,
         counters: options.counters,
         wake: options.wake,
+        failed: options.failed,
         reject: (reason, view, at) => this.#reject(reason, view, at),
       });
     }
@@ -202,11 +205,11 @@ export class Session implements PduHandler {
       // Without a task tag it is an answer to a ping of ours, or news of ExpStatSN: nothing to say, no number taken.
       if (header.getUint32(AT_ITT) !== NO_TAG) this.#inOrder((copy) => this.#nop(copy, data));
     } else if (opcode === TASK_MANAGEMENT_REQUEST && this.tasks !== undefined) {
-      this.#inOrder((copy) => void this.#manage(copy));
+      this.#inOrder((copy) => this.#start(this.#manage(copy)));
     } else if (opcode === TEXT_REQUEST) {
       this.#inOrder((copy) => this.#textRequest(copy, data));
     } else if (opcode === LOGOUT_REQUEST) {
-      this.#inOrder((copy) => void this.#logout(copy));
+      this.#inOrder((copy) => this.#start(this.#logout(copy)));
     } else if (opcode === SNACK_REQUEST) {
       this.#reject(REJECT_SNACK);
     } else {
@@ -246,6 +249,11 @@ export class Session implements PduHandler {
       view.setUint32(at + AT_TTT, NO_TAG);
       this.#copyData(data, length);
     });
+  }
+
+  /** Lets a request run on; a failure of it ends the connection. */
+  #start(running: Promise<void>): void {
+    running.catch(this.options.failed);
   }
 
   async #manage(header: DataView): Promise<void> {

@@ -43,6 +43,8 @@ export interface TaskSetOptions {
   readonly counters: IscsiCounters;
   /** Output was queued outside of receive(): it is to be flushed soon. */
   readonly wake: () => void;
+  /** A device server broke its promise never to fail. Bound. */
+  readonly failed: (error: unknown) => void;
   /** Rejects the PDU whose header this is; without one, the PDU that has just come in. */
   readonly reject: (reason: number, view?: DataView, at?: number) => void;
 }
@@ -268,7 +270,7 @@ export class TaskSet {
     this.executing++;
     this.#register(task);
     this.#responder.setAside(task);
-    void running.then(task.done);
+    void running.then(task.done, this.#options.failed);
   }
 
   /** A task that did not complete at once has ended. */

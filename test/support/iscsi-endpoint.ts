@@ -104,6 +104,7 @@ export class MemoryPortal implements EndpointHost {
   readonly discovery: LoginAuthentication;
   readonly device = new FakeDeviceServer();
   readonly targets: IscsiTarget[];
+  readonly internalErrors: unknown[] = [];
   /** Why logins failed. */
   readonly refusals: { status: number; reason: string }[] = [];
 
@@ -149,6 +150,10 @@ export class MemoryPortal implements EndpointHost {
   }
 
   loggedIn(): void {}
+
+  internalError(error: unknown): void {
+    this.internalErrors.push(error);
+  }
 
   loginFailed(_endpoint: Endpoint, _login: unknown, status: number, reason: string): void {
     this.refusals.push({ status, reason });

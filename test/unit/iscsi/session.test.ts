@@ -202,3 +202,34 @@ describe('sessions of one initiator port', () => {
     assert.equal(id.subarray(4, 4 + name.length).toString(), name);
   });
 });
+
+describe('a device server that breaks its promises', () => {
+  test('ends the session it breaks them to, and no other', async () => {
+    const portal = new MemoryPortal();
+    const other = await portal.session({}, '000000000002');
+    const { execute, manage } = portal.device;
+    const breakers = [
+      () => (portal.device.execute = () => Promise.reject(new Error('execute'))),
+      () => {
+        portal.device.execute = () => {
+          throw new Error('execute at once');
+        };
+      },
+      () => (portal.device.manage = () => Promise.reject(new Error('manage'))),
+    ];
+    for (const breakIt of breakers) {
+      const connection = await portal.session({}, '000000000001');
+      breakIt();
+      const { initiator } = connection;
+      const asked = portal.device.manage === manage ? initiator.command([0]) : initiator.manage(5);
+      await assert.rejects(asked);
+      assert.equal(connection.closeReason, 'internal error');
+      Object.assign(portal.device, { execute, manage });
+    }
+    assert.deepEqual(
+      portal.internalErrors.map((error) => (error as Error).message),
+      ['execute', 'execute at once', 'manage'],
+    );
+    assert.equal((await other.initiator.command([0])).status, 0);
+  });
+});
