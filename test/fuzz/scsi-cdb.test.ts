@@ -92,9 +92,9 @@ test(`${COUNT} random commands end with a valid status, and those that are refus
     assert.ok(task.dataInLength <= 32 * 1024 * 1024 && task.dataOutLength <= 32 * 1024 * 1024, what);
     const longest = Math.max(task.dataInLength, task.dataOutLength);
     task.expectedLength = random.chance(0.8) ? longest : random.below(longest + 600);
-    const out = Math.min(task.expectedLength, task.dataOutLength, 1024 * 1024);
+    const out = Math.min(task.expectedLength, task.dataOutLength, SIZE);
     if (out > 0) task.dataOut.append(randomOut(random, out));
-    const room = Math.min(task.expectedLength, task.dataInLength, 1024 * 1024);
+    const room = Math.min(task.expectedLength, task.dataInLength, SIZE);
     if (room > 0) task.dataIn.append(new Uint8Array(room));
 
     await device.execute(task);
