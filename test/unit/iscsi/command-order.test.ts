@@ -60,6 +60,17 @@ describe('CmdSN', () => {
     assert.equal(initiator.maxCmdSN, first + 7);
   });
 
+  test('the end of the window never goes back', async () => {
+    const { initiator } = await new MemoryPortal({ limits: { queueDepth: 4 } }).session();
+    const first = initiator.cmdSN++;
+    const results = [1, 2, 3].map(() => initiator.command([0]));
+    await initiator.ping();
+    assert.deepEqual([initiator.expCmdSN, initiator.maxCmdSN], [first, first + 3]);
+    initiator.send({ opcode: 1, flags: 0x80, itt: 0x99, cmdSN: first });
+    await Promise.all(results);
+    assert.equal(initiator.expCmdSN, first + 4);
+  });
+
   test('immediate commands take no number, and there may not be any number of them', async () => {
     const portal = new MemoryPortal({ limits: { immediateCommands: 2 } });
     const { initiator } = await portal.session();
