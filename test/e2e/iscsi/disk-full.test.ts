@@ -5,7 +5,8 @@ import { rm, statfs, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { KiB, MiB } from '../../../formats/core/units.ts';
-import { startExport } from '../../support/lunette-export.ts';
+import { IscsiInitiator } from '../../support/iscsi-initiator.ts';
+import { type LunetteExport, startExport } from '../../support/lunette-export.ts';
 import { run, runOk } from '../../support/process.ts';
 import { qemu, qemuIoResult } from '../../support/qemu.ts';
 import { requires } from '../../support/requires.ts';
@@ -44,6 +45,24 @@ async function ballast(folder: string, left: number): Promise<string> {
   return path;
 }
 
+/** DATA PROTECT, SPACE ALLOCATION FAILED WRITE PROTECT: key, ASC and ASCQ. */
+const SPACE_ALLOCATION_FAILED = '07/27/07';
+
+/** The sense data of a WRITE(10) to what is not allocated yet. */
+async function senseOfWrite(target: LunetteExport, offset: number, length: number): Promise<string> {
+  const initiator = await IscsiInitiator.connect({ port: target.port, target: target.iqn });
+  const cdb = Buffer.alloc(10);
+  cdb[0] = 0x2a;
+  cdb.writeUInt32BE(offset / 512, 2);
+  cdb.writeUInt16BE(length / 512, 7);
+  const { status, sense } = await initiator.command(cdb, { dataOut: Buffer.alloc(length, 1) });
+  await initiator.close();
+  assert.equal(status, 2);
+  return [(sense[2] as number) & 0x0f, sense[12] as number, sense[13] as number]
+    .map((byte) => byte.toString(16).padStart(2, '0'))
+    .join('/');
+}
+
 for (const [type, format] of [
   ['tmpfs', 'qcow2'],
   ['ext4', 'qcow2'],
@@ -70,6 +89,7 @@ for (const [type, format] of [
       const text = result.stdout + result.stderr;
       if (/failed/.test(text)) {
         assert.match(text, /No space left on device/, text);
+        if (failed.length === 0) assert.equal(await senseOfWrite(target, at, step), SPACE_ALLOCATION_FAILED);
         failed.push(at);
       } else {
         await qemu.io(model, command);
