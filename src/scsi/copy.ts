@@ -141,7 +141,7 @@ function parseSegment(unit: LogicalUnit, task: ScsiTask, list: Uint8Array, at: n
 
 function offsetOf(unit: LogicalUnit, lba: number, length: number): number {
   const blocks = length / unit.blockSize;
-  if (lba > unit.blocks || blocks > unit.blocks - lba) throw new CheckCondition(COPY_ABORTED, { information: lba });
+  if (blocks > unit.blocks - lba) throw new CheckCondition(COPY_ABORTED, { information: lba });
   return lba * unit.blockSize;
 }
 

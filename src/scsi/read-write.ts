@@ -10,7 +10,7 @@ const FUA = 0x08;
 
 /** @throws {CheckCondition} LBA OUT OF RANGE unless [lba, lba + blocks) is on the medium */
 export function checkRange(unit: LogicalUnit, lba: number, blocks: number): void {
-  if (lba > unit.blocks || blocks > unit.blocks - lba) throw new CheckCondition(LBA_OUT_OF_RANGE, { information: lba });
+  if (blocks > unit.blocks - lba) throw new CheckCondition(LBA_OUT_OF_RANGE, { information: lba });
 }
 
 /** RDPROTECT, WRPROTECT, VRPROTECT, ORPROTECT: the medium has no protection information. */

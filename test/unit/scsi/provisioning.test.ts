@@ -2,6 +2,10 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { LunetteError } from '../../../formats/core/errors.ts';
 import { IoVec } from '../../../formats/core/iov.ts';
+import { ChainImage } from '../../../formats/image/chain.ts';
+import { RawLayer } from '../../../formats/raw/raw.ts';
+import { MemoryStorage } from '../../../formats/storage/memory.ts';
+import { ClusterLayer } from '../../support/cluster-layer.ts';
 import { blockCdb, cdb, makeBench, memoryImage, unmapList } from '../../support/scsi.ts';
 import { SpyImage } from '../../support/spy-image.ts';
 
@@ -39,6 +43,19 @@ test('UNMAP inside one unit, and of what is not there, works without a discard',
   image.log.length = 0;
   await initiator.good(cdb.unmap(24), { out: unmapList([1, 2]) });
   assert.deepEqual(image.log, []);
+});
+
+test('UNMAP of a part of a unit that only a lower layer holds takes no space to zero it', async () => {
+  const base = new RawLayer(new MemoryStorage({ bytes: new Uint8Array(4 * CLUSTER).fill(0xbb) }), true);
+  const top = new ClusterLayer({ size: 4 * CLUSTER, clusterSize: CLUSTER });
+  const image = new SpyImage(new ChainImage([top, base]));
+  const { initiator } = await makeBench({ image });
+  await initiator.good(cdb.unmap(24), { out: unmapList([8, 8]) });
+  assert.deepEqual(image.log, []);
+  assert.equal((await initiator.good(cdb.read10(8, 1)))[0], 0xbb);
+  // Whole units are given back also then: they read as zeros afterwards.
+  await initiator.good(cdb.unmap(24), { out: unmapList([0, 128]) });
+  assert.deepEqual(image.log, [`discard 0 ${CLUSTER}`]);
 });
 
 test('UNMAP judges all descriptors before it acts on the first', async () => {

@@ -37,6 +37,22 @@ test('an ORDERED task waits for what came before it and holds back what comes af
   assert.equal(outcomes[2]?.data[0], 2);
 });
 
+test('an ORDERED task waits for all that came before it, not for the first that ends', async () => {
+  const { initiator, image, ended, note } = await slowBench();
+  const openFirst = image.hold();
+  const first = note('first', initiator.send(cdb.read10(0, 1)));
+  const openSecond = image.hold();
+  const second = note('second', initiator.send(cdb.read10(1, 1)));
+  const ordered = note('ordered', initiator.send(cdb.testUnitReady, { attribute: ORDERED }));
+  openFirst();
+  await first;
+  await new Promise((resolve) => setImmediate(resolve));
+  assert.deepEqual(ended, ['first']);
+  openSecond();
+  await Promise.all([second, ordered]);
+  assert.deepEqual(ended, ['first', 'second', 'ordered']);
+});
+
 test('a HEAD OF QUEUE task passes those that wait, and holds back new SIMPLE ones while it runs', async () => {
   const { initiator, image, ended, note } = await slowBench();
   const openFirst = image.hold();
