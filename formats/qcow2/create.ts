@@ -103,7 +103,7 @@ function makeLayout(geometry: Geometry, size: number): Layout {
       help: 'Use a larger cluster size.',
     });
   }
-  const l1Clusters = Math.max(1, divideUp(l1Entries * ENTRY, clusterSize));
+  const l1Clusters = divideUp(l1Entries * ENTRY, clusterSize);
   let tableClusters = 1;
   let blocks = 1;
   // The refcount structures count themselves: grow them until they cover everything.
@@ -163,7 +163,7 @@ function encodeHeader(options: CreateQcow2Options, geometry: Geometry, layout: L
     clusterBits: geometry.clusterBits,
     size,
     l1Size: layout.l1Entries,
-    l1TableOffset: (1 + layout.tableClusters + layout.blocks) * clusterSize,
+    l1TableOffset: layout.l1Entries === 0 ? 0 : (1 + layout.tableClusters + layout.blocks) * clusterSize,
     refcountTableOffset: clusterSize,
     refcountTableClusters: layout.tableClusters,
   });

@@ -1,0 +1,97 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { SharedBlockCache } from '../../formats/cache/block-cache.ts';
+import { IoVec } from '../../formats/core/iov.ts';
+import type { ChainImage } from '../../formats/image/chain.ts';
+import { MemoryStorage } from '../../formats/storage/memory.ts';
+import { Qcow2File } from '../support/qcow2-file.ts';
+import { createImage, openImage, openLayer, readAll } from '../support/qcow2-images.ts';
+import { type Random, randomFor } from '../support/random.ts';
+
+/** A parent of any size, filled here and there. */
+async function makeParent(random: Random, size: number): Promise<{ storage: MemoryStorage; bytes: Uint8Array }> {
+  const parentSize = Math.max(512, Math.floor((size * random.pick([0.3, 1, 1.7])) / 512) * 512);
+  const storage = await createImage({ size: parentSize, clusterSize: random.pick([512, 4096]) });
+  const image = await openImage(storage);
+  for (let i = 0; i < 10; i++) {
+    const offset = random.below(parentSize);
+    await image.writev(offset, IoVec.of(random.bytes(1 + random.below(Math.min(20_000, parentSize - offset)))));
+  }
+  const bytes = await readAll(image);
+  await image.close();
+  return { storage, bytes };
+}
+
+test('a qcow2 image shows what a byte array shows, whatever is done to it, and is clean after every close', async (t) => {
+  const random = randomFor(t);
+  for (let round = 0; round < 25; round++) {
+    const clusterSize = random.pick([512, 1024, 4096, 65536]);
+    const version = random.pick([2, 3, 3] as const);
+    const refcountBits = version === 2 ? 16 : random.pick([1, 2, 4, 8, 16, 32, 64]);
+    const size = random.pick([64, 300, 1000]) * clusterSize + random.pick([0, 512]);
+    const parent = random.chance(0.4) ? await makeParent(random, size) : undefined;
+    const backing = parent === undefined ? {} : { backingFile: 'parent' };
+    const file = await createImage({ size, clusterSize, version, refcountBits, ...backing });
+    const model = new Uint8Array(size);
+    if (parent !== undefined) model.set(parent.bytes.subarray(0, size));
+    const cache = new SharedBlockCache(random.pick([0, 20_000, 1 << 20]));
+    const what = `round ${round}: version ${version}, clusters of ${clusterSize}, ${refcountBits} bits, ${size} bytes`;
+    const open = async (): Promise<ChainImage> => {
+      const parents =
+        parent === undefined
+          ? []
+          : [await openLayer(new MemoryStorage({ bytes: parent.storage.toBytes() }), { readOnly: true, cache })];
+      return openImage(file, { cache, parents });
+    };
+    let image = await open();
+    const step = async (offset: number, length: number): Promise<void> => {
+      switch (random.below(8)) {
+        case 0:
+          model.fill(0, offset, offset + length);
+          return image.writeZeroes(offset, length, random.chance(0.5));
+        case 1: {
+          const unit = image.limits.discardUnit;
+          const start = Math.ceil(offset / unit) * unit;
+          const end = offset + length === size ? size : Math.floor((offset + length) / unit) * unit;
+          if (unit > 0 && start < end) model.fill(0, start, end);
+          return image.discard(offset, length);
+        }
+        case 2:
+        case 3: {
+          const expected = model.slice(offset, offset + length);
+          const found = new Uint8Array(length);
+          await image.readv(offset, IoVec.of(found));
+          assert.ok(Buffer.compare(found, expected) === 0, `${what}: ${length} bytes at ${offset}`);
+          return;
+        }
+        default: {
+          const bytes = random.bytes(length);
+          model.set(bytes, offset);
+          return image.writev(offset, IoVec.of(bytes));
+        }
+      }
+    };
+    for (let i = 0; i < 80; i++) {
+      const length = (): number => 1 + random.below(random.chance(0.1) ? 40 * clusterSize : 2 * clusterSize);
+      const pending = Array.from({ length: random.between(1, 4) }, () => {
+        const offset = random.below(size);
+        return step(offset, Math.min(length(), size - offset));
+      });
+      if (random.chance(0.2)) pending.push(image.flush());
+      await Promise.all(pending);
+      if (random.chance(0.03)) {
+        await image.close();
+        assert.deepEqual(
+          new Qcow2File(file.toBytes()).inspect(),
+          { corruptions: [], leaks: [], missingCopied: [] },
+          what,
+        );
+        image = await open();
+      }
+    }
+    assert.ok(Buffer.compare(await readAll(image), model) === 0, what);
+    await image.close();
+    assert.deepEqual(new Qcow2File(file.toBytes()).inspect(), { corruptions: [], leaks: [], missingCopied: [] }, what);
+    assert.equal(cache.stats.pinnedBytes, 0);
+  }
+});
