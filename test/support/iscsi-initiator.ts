@@ -44,6 +44,8 @@ export interface CommandResult {
   /** Data-In PDUs and R2Ts that came. */
   readonly dataIns: number;
   readonly r2ts: number;
+  /** Bytes of each sequence of Data-Ins, which an F bit ends. */
+  readonly sequences: readonly number[];
 }
 
 export interface CommandOptions {
@@ -66,6 +68,9 @@ interface Waiting {
   readonly lun: number;
   dataIns: number;
   r2ts: number;
+  readonly sequences: number[];
+  /** Bytes of the sequence under way. */
+  sequence: number;
   received: number;
   resolve(result: CommandResult): void;
   reject(error: Error): void;
@@ -345,7 +350,18 @@ export class IscsiInitiator {
         return;
       }
       const data = Buffer.alloc(readLength);
-      this.#commands.set(tag, { data, dataOut, lun, dataIns: 0, r2ts: 0, received: 0, resolve, reject });
+      this.#commands.set(tag, {
+        data,
+        dataOut,
+        lun,
+        dataIns: 0,
+        r2ts: 0,
+        sequences: [],
+        sequence: 0,
+        received: 0,
+        resolve,
+        reject,
+      });
     });
   }
 
@@ -498,6 +514,11 @@ export class IscsiInitiator {
     if (opcode === 0x25) {
       if (bytes.readUInt32BE(36) !== command.dataIns) throw new Error(`DataSN ${bytes.readUInt32BE(36)} of a Data-In`);
       command.dataIns++;
+      command.sequence += data.length;
+      if ((pdu.flags & 0x80) !== 0) {
+        command.sequences.push(command.sequence);
+        command.sequence = 0;
+      }
       data.copy(command.data, bytes.readUInt32BE(40));
       command.received = Math.max(command.received, bytes.readUInt32BE(40) + data.length);
       if ((pdu.flags & 1) === 0) return;
@@ -512,6 +533,7 @@ export class IscsiInitiator {
       residual: (pdu.flags & 4) !== 0 ? count : (pdu.flags & 2) !== 0 ? -count : 0,
       dataIns: command.dataIns,
       r2ts: command.r2ts,
+      sequences: command.sequences,
     });
   }
 }

@@ -78,6 +78,16 @@ describe('reads and writes', () => {
     assert.equal(initiator.expStatSN, 1 + 2 + 2);
   });
 
+  test('sequences of Data-In end at MaxBurstLength', async () => {
+    const { initiator } = await new MemoryPortal().session({
+      MaxRecvDataSegmentLength: '4096',
+      MaxBurstLength: '10240',
+    });
+    const result = await initiator.command(cdb16(0x88, 0, 50), { readLength: 50 * BLOCK });
+    assert.deepEqual(result.sequences, [10240, 10240, 5120]);
+    assert.equal(result.dataIns, 3 + 3 + 2);
+  });
+
   test('memory goes back when commands are over', async () => {
     const portal = new MemoryPortal();
     const { initiator } = await portal.session({ ImmediateData: 'No', InitialR2T: 'Yes' });
