@@ -71,7 +71,9 @@ async function openLayer(storage: Storage, options: LayerOpenOptions, opened: St
   const writer = readOnly
     ? undefined
     : await openWriter({ storage, header, snapshotTable, l1, slices, leases: parts.leases, options });
-  return new Qcow2Layer({ ...parts, dataStorage, tables, writer });
+  // A dirty image that is open for writing has been repaired.
+  const now = writer === undefined ? header : { ...header, dirty: false };
+  return new Qcow2Layer({ ...parts, header: now, dataStorage, tables, writer });
 }
 
 /** Reads and checks the header: no more than the first cluster of the file. */

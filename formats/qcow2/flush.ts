@@ -5,6 +5,9 @@ import type { SliceBatch } from './slices.ts';
 import { Unlinked } from './unlinked.ts';
 import type { WriteState } from './write-state.ts';
 
+/** Clusters that are freed before others get their turn at the tables. */
+const MAX_FREED = 4096;
+
 /** All that was dirty at one moment. */
 interface Job {
   readonly refcounts: SliceBatch;
@@ -164,17 +167,22 @@ export class Flusher {
       }
       allocator.freed(first);
     };
-    for (const { first, count, punch } of unlinked.sorted()) {
-      await mutex.run(async () => {
-        if (!punch) return free(first, count);
-        // Space of the last reference goes back to the file system while the cluster still counts as used: nobody can have it meanwhile.
-        for (let cluster = first; cluster < first + count; cluster++) {
-          const last = punched[punched.length - 1];
-          if ((await refcounts.get(cluster)) !== 1) await free(cluster, 1);
-          else if (last !== undefined && last.first + last.count === cluster) last.count++;
-          else punched.push({ first: cluster, count: 1 });
-        }
-      });
+    for (const run of unlinked.sorted()) {
+      for (let first = run.first; first < run.first + run.count; first += MAX_FREED) {
+        const count = Math.min(MAX_FREED, run.first + run.count - first);
+        await mutex.run(async () => {
+          if (!run.punch) return free(first, count);
+          // Space of the last reference goes back to the file system while the cluster still counts as used: nobody can have it meanwhile.
+          const shared: number[] = [];
+          await refcounts.visit(first, count, (cluster, value) => {
+            const last = punched[punched.length - 1];
+            if (value !== 1) shared.push(cluster);
+            else if (last !== undefined && last.first + last.count === cluster) last.count++;
+            else punched.push({ first: cluster, count: 1 });
+          });
+          for (const cluster of shared) await free(cluster, 1);
+        });
+      }
     }
     for (const { first, count } of punched) {
       await storage.discard(first * clusterSize, count * clusterSize).catch(() => false);

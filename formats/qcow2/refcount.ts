@@ -80,6 +80,27 @@ export class Refcounts {
     }
   }
 
+  /** Shows the counts of clusters that follow each other, slice by slice; `visit` must not wait. */
+  async visit(first: number, count: number, visit: (cluster: number, value: number) => void): Promise<void> {
+    const { refcountsPerSlice, refcountOrder } = this.#geometry;
+    for (let cluster = first; cluster < first + count; ) {
+      const index = cluster % refcountsPerSlice;
+      const stop = Math.min(refcountsPerSlice, index + first + count - cluster);
+      const slice = this.sliceOf(cluster);
+      if (slice < 0) {
+        for (let i = index; i < stop; i++) visit(cluster++, 0);
+        continue;
+      }
+      await this.#slices.hold(slice, 'refcount');
+      try {
+        const bytes = this.#slices.peek(slice) as Uint8Array;
+        for (let i = index; i < stop; i++) visit(cluster++, getRefcount(bytes, refcountOrder, i));
+      } finally {
+        this.#slices.unhold(slice);
+      }
+    }
+  }
+
   /** Sets one count, making its block when there is none. */
   async set(cluster: number, value: number): Promise<void> {
     if (value > this.#geometry.refcountMax) {
