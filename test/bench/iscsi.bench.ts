@@ -3,17 +3,18 @@
  * are by CPU per request, which is steady on noisy machines; requests per second as the median of the rounds' ratios.
  */
 
-import { copyFile, open } from 'node:fs/promises';
+import { copyFile, mkdtemp, open, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { KiB, MiB } from '../../formats/core/units.ts';
 import { type Bench, bench, median } from '../support/bench.ts';
 import { applyLoad, dropFromPageCache, type Load, type LoadResult, type Serving } from '../support/iscsi-load.ts';
 import { isBuilt, startExport } from '../support/lunette-export.ts';
+import { memoryFolder } from '../support/memory-folder.ts';
 import { freePort } from '../support/ports.ts';
 import { qemu } from '../support/qemu.ts';
 import { Random } from '../support/random.ts';
-import { requires } from '../support/requires.ts';
+import { requires, type Skip } from '../support/requires.ts';
 import { temporaryDirectory } from '../support/temporary.ts';
 import { startTgt } from '../support/tgt.ts';
 
@@ -49,49 +50,63 @@ function built(b: Bench): boolean {
   return !b.smoke;
 }
 
-bench(
-  'iscsi/beside-tgtd',
-  async (b) => {
-    const size = b.pick(8 * MiB, 512 * MiB);
-    const rounds = b.pick(1, 5);
-    const seconds = b.pick(1, 2);
-    const folder = await temporaryDirectory(b);
-    const raw = join(folder, 'disk.raw');
-    await randomFile(raw, size, b.seed);
-    const tgtRaw = join(folder, 'tgt.raw');
-    await copyFile(raw, tgtRaw);
-    const qcow2 = join(folder, 'disk.qcow2');
-    await qemu.convert(raw, qcow2, '-f', 'raw', '-O', 'qcow2');
+async function besideTgt(b: Bench, folder: string, where: string): Promise<void> {
+  const size = b.pick(8 * MiB, 512 * MiB);
+  const rounds = b.pick(1, 5);
+  const seconds = b.pick(1, 2);
+  const raw = join(folder, 'disk.raw');
+  await randomFile(raw, size, b.seed);
+  const tgtRaw = join(folder, 'tgt.raw');
+  await copyFile(raw, tgtRaw);
+  const qcow2 = join(folder, 'disk.qcow2');
+  await qemu.convert(raw, qcow2, '-f', 'raw', '-O', 'qcow2');
 
-    const servers: Record<'tgtd' | 'raw' | 'qcow2', Serving> = {
-      tgtd: await startTgt(b, [{ path: tgtRaw, params: ['thin_provisioning=1'] }]),
-      raw: await startExport(b, raw, { args: ['-f', 'raw'], built: built(b) }),
-      qcow2: await startExport(b, qcow2, { built: built(b) }),
-    };
-    const order = Object.keys(servers) as (keyof typeof servers)[];
-    // Page cache, mappings, compiled code.
-    for (const name of order) await applyLoad(LOADS[2] as Load, servers[name], 1, 0);
+  const servers: Record<'tgtd' | 'raw' | 'qcow2', Serving> = {
+    tgtd: await startTgt(b, [{ path: tgtRaw, params: ['thin_provisioning=1'] }]),
+    raw: await startExport(b, raw, { args: ['-f', 'raw'], built: built(b) }),
+    qcow2: await startExport(b, qcow2, { built: built(b) }),
+  };
+  const order = Object.keys(servers) as (keyof typeof servers)[];
+  // Page cache, mappings, compiled code.
+  for (const name of order) await applyLoad(LOADS[2] as Load, servers[name], 1, 0);
 
-    const rows: string[][] = [];
-    for (const [at, load] of LOADS.entries()) {
-      const writes = b.pick(500, load.depth === 1 ? 20_000 : 80_000);
-      const results: Record<keyof typeof servers, LoadResult[]> = { tgtd: [], raw: [], qcow2: [] };
-      for (let round = 0; round < rounds; round++) {
-        // Another one first each time: what drifts then does not favour one of them.
-        for (let turn = 0; turn < order.length; turn++) {
-          const name = order[(turn + round) % order.length] as keyof typeof servers;
-          results[name].push(await applyLoad(load, servers[name], seconds, writes));
-        }
+  const rows: string[][] = [];
+  for (const [at, load] of LOADS.entries()) {
+    const writes = b.pick(500, load.depth === 1 ? 20_000 : 80_000);
+    const results: Record<keyof typeof servers, LoadResult[]> = { tgtd: [], raw: [], qcow2: [] };
+    for (let round = 0; round < rounds; round++) {
+      // Another one first each time: what drifts then does not favour one of them.
+      for (let turn = 0; turn < order.length; turn++) {
+        const name = order[(turn + round) % order.length] as keyof typeof servers;
+        results[name].push(await applyLoad(load, servers[name], seconds, writes));
       }
-      rows.push(...rowsOf(load, results, TARGETS[at] as (typeof TARGETS)[number]));
     }
-    b.table(
-      `iSCSI over TCP on one machine, ${size / MiB} MiB in the page cache, ${rounds} rounds: medians [range]`,
-      ['', 'tgtd', 'lunette raw', 'lunette qcow2', 'raw/tgtd', 'aim', 'qcow2/raw', 'aim'],
-      rows,
-    );
+    rows.push(...rowsOf(load, results, TARGETS[at] as (typeof TARGETS)[number]));
+  }
+  b.table(
+    `iSCSI over TCP on one machine, ${size / MiB} MiB ${where}, ${rounds} rounds: medians [range]`,
+    ['', 'tgtd', 'lunette raw', 'lunette qcow2', 'raw/tgtd', 'aim', 'qcow2/raw', 'aim'],
+    rows,
+  );
+}
+
+const needs = (): Skip =>
+  requires.libiscsi() || requires.tgt() || requires.qemuIscsi() || requires.root() || requires.linux();
+
+// In memory nothing is measured but the servers; on a disk's file system the kernel's part of a write can be most of it.
+bench(
+  'iscsi/beside-tgtd/memory',
+  async (b) => {
+    const folder = await mkdtemp(join(memoryFolder as string, 'lunette-bench-'));
+    b.after(() => rm(folder, { recursive: true, force: true }));
+    await besideTgt(b, folder, 'in memory');
   },
-  () => requires.libiscsi() || requires.tgt() || requires.qemuIscsi() || requires.root() || requires.linux(),
+  () => needs() || requires.that(memoryFolder !== undefined, 'needs a file system in memory'),
+);
+bench(
+  'iscsi/beside-tgtd/disk',
+  async (b) => besideTgt(b, await temporaryDirectory(b), 'in the page cache of a disk'),
+  needs,
 );
 
 function rowsOf(
