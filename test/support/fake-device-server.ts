@@ -31,6 +31,8 @@ export class FakeDeviceServer implements DeviceServer {
   /** Bytes of sense that failing commands give: a fixed-format 5/20/00 first. */
   senseLength = 18;
   readonly running: Running[] = [];
+  /** detach() takes until this resolves. */
+  detaching: Promise<void> = Promise.resolve();
   readonly #watchers = new Set<() => void>();
 
   constructor(size = 4 * 1024 * 1024) {
@@ -104,7 +106,7 @@ export class FakeDeviceServer implements DeviceServer {
     const hit = this.running.filter(({ task }) => task.nexus === nexus);
     for (const { task } of hit) task.aborted = true;
     for (const running of hit) running.finish();
-    await Promise.resolve();
+    await this.detaching;
     this.detached.push(nexus);
   }
 

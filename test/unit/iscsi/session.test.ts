@@ -1,8 +1,9 @@
 import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { MemoryPortal, TARGET_NAME } from '../../support/iscsi-endpoint.ts';
+import { cdb16 } from '../../support/iscsi-initiator.ts';
 import { BLOCK, opcodes, pattern } from '../../support/iscsi-steps.ts';
-import type { Pdu } from '../../support/iscsi-wire.ts';
+import { encodePdu, type Pdu } from '../../support/iscsi-wire.ts';
 
 describe('NOP, text, logout, reject', () => {
   test('a ping comes back with its data, cut to what the initiator takes', async () => {
@@ -61,6 +62,29 @@ describe('NOP, text, logout, reject', () => {
     assert.equal(await lost, 'lost');
     assert.equal(connection.closeReason, 'logout');
     assert.equal(portal.target.sessions.size, 0);
+  });
+
+  test('neither a logout nor a login anew is answered before the old nexus is gone', async () => {
+    const portal = new MemoryPortal();
+    const first = await portal.session();
+    let open = (): void => {};
+    portal.device.detaching = new Promise((resolve) => (open = resolve));
+    const events: string[] = [];
+    const second = portal.session().then((connection) => {
+      events.push(`login after ${portal.device.detached.length}`);
+      return connection;
+    });
+    await first.initiator.until(() => first.initiator.closed).catch(() => {});
+    for (let i = 0; i < 20; i++) await Promise.resolve();
+    assert.equal(events.length, 0);
+    open();
+    const { initiator } = await second;
+    portal.device.detaching = new Promise((resolve) => (open = resolve));
+    const out = initiator.logout().then(() => events.push(`logout after ${portal.device.detached.length}`));
+    for (let i = 0; i < 20; i++) await Promise.resolve();
+    open();
+    await out;
+    assert.deepEqual(events, ['login after 1', 'logout after 2']);
   });
 
   test('a logout of another connection, or for recovery, is refused and changes nothing', async () => {
@@ -131,6 +155,20 @@ describe('time', () => {
     assert.equal(stuck.closeReason, undefined);
     stuck.endpoint.tick(30_000);
     assert.equal(stuck.closeReason, 'the initiator takes no data');
+  });
+
+  test('commands of one chunk wait when their answers are too much at once', async () => {
+    const portal = new MemoryPortal({ limits: { outputLimit: 1024 * 1024 } });
+    const connection = await portal.session();
+    const { initiator } = connection;
+    connection.stuck = true;
+    const fields = { opcode: 1, flags: 0xc1, word20: 2048 * BLOCK, cdb: cdb16(0x88, 0, 2048) };
+    const tags = Array.from({ length: 30 }, () => initiator.newTag());
+    const results = tags.map((tag) => initiator.expect(tag, 2048 * BLOCK));
+    initiator.sendBytes(Buffer.concat(tags.map((itt) => encodePdu({ ...fields, itt, cmdSN: initiator.cmdSN++ }))));
+    assert.ok(portal.pool.used <= 3 * 1024 * 1024, `${portal.pool.used} bytes`);
+    connection.unstick();
+    for (const { status } of await Promise.all(results)) assert.equal(status, 0);
   });
 
   test('an initiator that reads again gets all its answers', async () => {
