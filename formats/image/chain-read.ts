@@ -81,7 +81,7 @@ export class ChainReader {
           const start = extents.offsets[i] as number;
           const part = iov.slice(start - offset, extents.lengths[i] as number);
           if (this.#tryExtent(depth, extents, i, start, part)) continue;
-          pending.push(this.#readExtent(depth, extents, i, start, part));
+          begin(pending, this.#readExtent(depth, extents, i, start, part));
         }
       }
     } finally {
@@ -174,6 +174,12 @@ export class ChainReader {
   #borrow(): ExtentBuffer {
     return this.#free.pop() ?? new ExtentBuffer();
   }
+}
+
+/** Adds work that settle() waits for later. Until then nobody listens to it, and Node ends a process over a failure that nobody hears. */
+export function begin(pending: Promise<void>[], work: Promise<void>): void {
+  work.catch(() => undefined);
+  pending.push(work);
 }
 
 /** Waits until all have ended, then throws the first error there was. */

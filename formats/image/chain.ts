@@ -3,7 +3,7 @@ import { IoVec } from '../core/iov.ts';
 import { Lifetime } from '../core/lifetime.ts';
 import { RangeLock } from '../core/range-lock.ts';
 import { alignDown, alignUp } from '../core/units.ts';
-import { ChainReader, settle } from './chain-read.ts';
+import { begin, ChainReader, settle } from './chain-read.ts';
 import { DATA, ExtentBuffer, WRITABLE } from './extent.ts';
 import type { Image, ImageLimits } from './image.ts';
 import type { Layer, Region, Reservation, ResizeOptions } from './layer.ts';
@@ -323,7 +323,7 @@ export class ChainImage implements Image {
           const part = iov.slice(start - offset, extents.lengths[i] as number);
           const storage = extents.storages[i] as NonNullable<(typeof extents.storages)[0]>;
           const storageOffset = extents.storageOffsets[i] as number;
-          if (!storage.tryWritev(storageOffset, part)) pending.push(storage.writev(storageOffset, part));
+          if (!storage.tryWritev(storageOffset, part)) begin(pending, storage.writev(storageOffset, part));
         }
         if (i === extents.count) {
           at = extents.end;

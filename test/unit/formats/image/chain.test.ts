@@ -302,3 +302,24 @@ test('a read-only image refuses every change', async () => {
   await assert.rejects(image.discard(0, 10), { code: 'READ_ONLY' });
   assert.throws(() => image.tryWritev(0, IoVec.of(new Uint8Array(1))), { code: 'READ_ONLY' });
 });
+
+test('a part of a write or read that fails early is heard at its end, not as a rejection that nobody handles', async () => {
+  const top = layer(3);
+  const image = new ChainImage([top]);
+  await fill(image, 0, CLUSTER, 7);
+  const { storage } = top;
+  const { tryReadv, writev } = storage;
+  storage.tryReadv = () => false;
+  storage.tryWritev = () => false;
+  // The first cluster fails in the tick it is begun in; the others take turns of the loop to be mapped or allocated.
+  const tryMap = top.tryMap.bind(top);
+  top.tryMap = (offset, length, out) => (offset < CLUSTER ? tryMap(offset, Math.min(length, CLUSTER), out) : -1);
+  const broken = async (offset: number): Promise<void> => {
+    if (offset < CLUSTER) throw new StorageError('IO', 'a broken sector');
+  };
+  storage.writev = (offset, iov) => broken(offset).then(() => writev.call(storage, offset, iov));
+  await assert.rejects(fill(image, 0, 3 * CLUSTER, 9), { code: 'IO' });
+  storage.readv = (offset, iov) => broken(offset).then(() => void tryReadv.call(storage, offset, iov));
+  await assert.rejects(read(image, 0, 3 * CLUSTER), { code: 'IO' });
+  assert.deepEqual(runs(await read(image, CLUSTER, 2 * CLUSTER)), [[9, 2 * CLUSTER]]);
+});
