@@ -56,6 +56,8 @@ export class SliceCache {
   readonly #spaces: BlockSpace[] = [];
   readonly #pinned = new Map<number, PinnedSlice>();
   readonly #loading = new Map<number, Promise<Uint8Array>>();
+  /** Counts forget(). */
+  #forgotten = 0;
   /** The slices used last, by the low bits of their number: found without a hash. */
   readonly #recentNumbers = new Float64Array(RECENT).fill(-1);
   readonly #recent: (Uint8Array | undefined)[] = new Array<Uint8Array | undefined>(RECENT).fill(undefined);
@@ -116,11 +118,16 @@ export class SliceCache {
   }
 
   async hold(slice: number, kind: SliceKind): Promise<void> {
-    if (this.tryHold(slice, kind)) return;
-    const bytes = await this.load(slice);
-    // A small cache may have let go of it at once: pin what was read.
-    if (!this.tryHold(slice, kind))
+    while (!this.tryHold(slice, kind)) {
+      const before = this.#forgotten;
+      const bytes = await this.load(slice);
+      if (this.tryHold(slice, kind)) return;
+      // Forgotten while it was read: it may have become another table, which is to be read then.
+      if (this.#forgotten !== before) continue;
+      // A small cache may have let go of it at once: pin what was read.
       this.#pin(slice, { bytes, kind, holds: 1, dirty: false, writing: false, owned: false });
+      return;
+    }
   }
 
   unhold(slice: number): void {
@@ -157,6 +164,7 @@ export class SliceCache {
 
   /** Forgets the slices of a cluster that is no table any more, or whose content was written around this cache. */
   forget(firstSlice: number, count: number): void {
+    this.#forgotten++;
     for (let slice = firstSlice; slice < firstSlice + count; slice++) {
       this.#loading.delete(slice);
       this.#space(slice)?.delete(slice % SPACE_SLICES);
