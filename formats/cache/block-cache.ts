@@ -24,6 +24,8 @@ export interface SharedBlockCacheStats extends BlockCacheStats {
  */
 export const COLD_SHARE = 0.25;
 
+/** More than requests in flight at a time. */
+const MISSED_SLOTS = 1024;
 /** Smaller blocks are not worth the call. */
 const MIN_COLD_BLOCK = 4096;
 /** One counter of demand for so many bytes of the budget: a cluster of usual size takes this much when compressed well. */
@@ -56,6 +58,8 @@ export class SharedBlockCache implements BlockCache {
   readonly #wanted: FrequencySketch;
   /** Blocks that did not shrink when they were tried: not tried again until that is forgotten. */
   readonly #stubborn: FrequencySketch;
+  /** Keys that were missed and not set since, one for each slot. */
+  readonly #awaited = new Float64Array(MISSED_SLOTS).fill(-1);
   #pinnedBytes = 0;
   /** Sorted by first key. */
   readonly #spaces: Space[] = [];
@@ -155,6 +159,8 @@ export class SharedBlockCache implements BlockCache {
 
   /** For Space only. */
   set(key: number, bytes: Uint8Array): void {
+    const slot = key % MISSED_SLOTS;
+    if (this.#awaited[slot] === key) this.#awaited[slot] = -1;
     this.delete(key);
     this.#keep(key, bytes);
   }
@@ -180,14 +186,13 @@ export class SharedBlockCache implements BlockCache {
   }
 
   #getDemoted(key: number): Uint8Array | undefined {
-    this.#wanted.count(key);
     let bytes = this.#compressing.get(key);
     if (bytes !== undefined) {
       this.#forgetCompressing(key);
     } else {
       const compressed = this.#cold.get(key, LOOKUP);
       if (compressed === undefined || this.#codec === undefined) {
-        this.#misses++;
+        this.#missed(key);
         return undefined;
       }
       bytes = this.#codec.decompress(compressed);
@@ -195,8 +200,18 @@ export class SharedBlockCache implements BlockCache {
       this.#spaceOf(key)?.policy.hit();
     }
     this.#hits++;
+    this.#wanted.count(key);
     this.#keep(key, bytes);
     return bytes;
+  }
+
+  /** Counts a miss once: who does not find a block looks again on the slow path, and so do all who wait for it meanwhile. */
+  #missed(key: number): void {
+    const slot = key % MISSED_SLOTS;
+    if (this.#awaited[slot] === key) return;
+    this.#awaited[slot] = key;
+    this.#misses++;
+    this.#wanted.count(key);
   }
 
   /** Makes a block plain. Its compressed copy, if there is one, stays: it is what a later eviction need not compress again. */

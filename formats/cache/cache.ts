@@ -27,6 +27,7 @@ export interface BlockSpace {
 
 export interface BlockCacheStats {
   readonly hits: number;
+  /** Blocks that were asked for and not there; asking again before the block is set does not count. */
   readonly misses: number;
   /** Hits that had to be decompressed first. */
   readonly coldHits: number;

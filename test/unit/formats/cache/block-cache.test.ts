@@ -94,6 +94,19 @@ test('get gives the very array that was set', () => {
   assert.equal(space.get(4), undefined);
 });
 
+test('a miss counts once until the block is there, however often it is asked for meanwhile', () => {
+  const cache = new SharedBlockCache(1024 * KiB);
+  const space = cache.space(10);
+  for (let i = 0; i < 5; i++) assert.equal(space.get(3), undefined);
+  space.set(3, block(3));
+  for (let i = 0; i < 5; i++) assert.ok(space.get(3));
+  assert.equal(cache.stats.misses, 1);
+  assert.equal(cache.stats.hits, 5);
+  space.delete(3);
+  assert.equal(space.get(3), undefined);
+  assert.equal(cache.stats.misses, 2);
+});
+
 test('spaces do not see each other, and released numbers start empty', () => {
   const cache = new SharedBlockCache(1024 * KiB);
   const a = cache.space(4);
