@@ -1,7 +1,7 @@
 /** Clusters that a mapping has dropped: runs of host clusters, in the order of dropping. */
 export class Unlinked {
   /** Triples: first cluster, count, 1 where the space goes back to the file system. */
-  readonly #runs: number[] = [];
+  #runs: number[] = [];
 
   get empty(): boolean {
     return this.#runs.length === 0;
@@ -28,7 +28,7 @@ export class Unlinked {
 
   /** Puts the runs of another list before these. */
   prepend(other: Unlinked): void {
-    this.#runs.unshift(...other.#runs);
+    this.#runs = other.#runs.concat(this.#runs);
   }
 
   /** Sorted by cluster: neighbours share a slice of refcounts. A cluster may be in several runs: it was referred to more than once. */
