@@ -256,8 +256,11 @@ export class Endpoint implements PduHandler {
     if (replaced !== undefined) {
       this.#host.counters.reinstatements++;
       replaced.options.close('the initiator logged in anew', false);
-      await replaced.terminate();
+      replaced.terminate().catch((error) => this.#host.internalError(error));
+      target.leave(replaced);
     }
+    const earlier = target.earlierEnded(session);
+    if (earlier !== undefined) await earlier;
     // Gone meanwhile, or replaced itself by a third login.
     if (this.#closed || session.ended) {
       target.leave(session);

@@ -50,6 +50,8 @@ export class IscsiTarget implements LoginTarget {
   /** Normal sessions, also those that are about to log in. */
   readonly sessions: ReadonlySet<Session>;
   readonly #sessions = new Set<Session>();
+  /** Sessions that are gone, but whose commands may still run. */
+  readonly #ending = new Set<Session>();
   readonly #allowed: ReadonlySet<string> | undefined;
   readonly #maxSessions: number;
   #lastTsih = 0;
@@ -102,7 +104,7 @@ export class IscsiTarget implements LoginTarget {
     tsih: number,
   ): { session: Session; replaced: Session | undefined } | number {
     if (this.#closed) return LOGIN_SERVICE_UNAVAILABLE;
-    const replaced = this.#find(options.initiator, options.isid);
+    const replaced = [...this.#sessions].find((session) => isSamePort(session.options, options));
     if (tsih !== 0) {
       if (replaced === undefined || replaced.options.tsih !== tsih) return LOGIN_SESSION_DOES_NOT_EXIST;
       // One connection per session: the same one may come back, a second may not be added.
@@ -129,19 +131,24 @@ export class IscsiTarget implements LoginTarget {
 
   leave(session: Session): void {
     this.#sessions.delete(session);
+    if (!session.ended) return;
+    this.#ending.add(session);
+    const ended = (): void => void this.#ending.delete(session);
+    session.terminate().then(ended, ended);
+  }
+
+  /**
+   * Resolves when nothing runs any more of earlier sessions of the same initiator port, however they ended; undefined when nothing does now.
+   * Until then the initiator must not be served: what it sends again could be overtaken by what it had given up.
+   */
+  earlierEnded(session: Session): Promise<unknown> | undefined {
+    const earlier = [...this.#ending].filter((other) => isSamePort(other.options, session.options));
+    return earlier.length === 0 ? undefined : Promise.all(earlier.map((other) => other.terminate()));
   }
 
   /** No further logins. */
   close(): void {
     this.#closed = true;
-  }
-
-  #find(initiator: string, isid: Uint8Array): Session | undefined {
-    for (const session of this.#sessions) {
-      const { options } = session;
-      if (options.initiator === initiator && Buffer.compare(options.isid, isid) === 0) return session;
-    }
-    return undefined;
   }
 
   #newTsih(): number {
@@ -150,4 +157,10 @@ export class IscsiTarget implements LoginTarget {
     while (used.has(this.#lastTsih));
     return this.#lastTsih;
   }
+}
+
+type PortName = Pick<SessionOptions, 'initiator' | 'isid'>;
+
+function isSamePort(one: PortName, other: PortName): boolean {
+  return one.initiator === other.initiator && Buffer.compare(one.isid, other.isid) === 0;
 }
