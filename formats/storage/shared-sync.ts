@@ -1,7 +1,10 @@
+import { LunetteError, StorageError } from '../core/errors.ts';
+
 /**
  * Makes concurrent syncs share a call without weakening what each of them promises: a caller joins only a sync that has not started,
  * so that everything written before it asked is covered. A failure is final: the kernel reports a lost write once, so a later
- * success would be a lie.
+ * success would be a lie. So it is never NO_SPACE, which callers take for something to try again: a disk that turns out to be full now has
+ * dropped what it took before.
  */
 export class SharedSync {
   readonly #sync: () => Promise<void>;
@@ -32,11 +35,16 @@ export class SharedSync {
       },
       (error: unknown) => {
         this.#running = undefined;
-        this.#failure = { error };
-        throw error;
+        this.#failure = { error: asFinal(error) };
+        throw this.#failure.error;
       },
     );
     this.#running = running;
     return running;
   }
+}
+
+function asFinal(error: unknown): unknown {
+  if (!(error instanceof LunetteError) || error.code === 'IO') return error;
+  return new StorageError('IO', error.message, { path: error.path, cause: error });
 }

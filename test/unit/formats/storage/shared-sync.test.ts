@@ -1,5 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { StorageError } from '../../../../formats/core/errors.ts';
 import { SharedSync } from '../../../../formats/storage/shared-sync.ts';
 
 /** A sync whose calls end when the test says so. */
@@ -50,4 +51,12 @@ test('after a failure every later sync fails with the same error, without asking
   await assert.rejects(waiting, error);
   await assert.rejects(sync.run(), error);
   assert.equal(calls.length, 1);
+});
+
+test('a sync that fails because the disk is full is no full disk to try again on: what it dropped is gone', async () => {
+  const { sync, calls } = controlled();
+  const first = sync.run();
+  calls[0]?.fail(new StorageError('NO_SPACE', 'syncing /disk: ENOSPC', { path: '/disk' }));
+  await assert.rejects(first, { code: 'IO', path: '/disk' });
+  await assert.rejects(sync.run(), { code: 'IO' });
 });
