@@ -148,15 +148,20 @@ export class ImageHost {
 
   /** Opens a file with its lock and its entry in the books; both end when the storage closes. */
   async #openFile(path: string, readOnly: boolean, mode: LockMode): Promise<Storage> {
-    const storage = await this.#openStorage(path, { readOnly });
+    return this.#enter(await this.#openStorage(path, { readOnly }), readOnly, mode);
+  }
+
+  async #enter(storage: Storage, readOnly: boolean, mode: LockMode): Promise<Storage> {
     try {
       this.#admitSharing(storage, readOnly, mode);
+      // In the tick in which it was admitted: two opens may wait for their locks at the same time, and not every file has locks.
+      this.#entered(storage, readOnly);
       await storage.lock(mode);
     } catch (error) {
       await storage.close();
       throw error;
     }
-    return this.#entered(storage, readOnly);
+    return storage;
   }
 
   /** Locks of two opens in one process do not see each other as others do: who may open what is decided here. */
@@ -175,7 +180,8 @@ export class ImageHost {
     }
   }
 
-  #entered(storage: Storage, readOnly: boolean): Storage {
+  /** Enters a storage into the books until it closes. */
+  #entered(storage: Storage, readOnly: boolean): void {
     if (readOnly) this.#readers.set(storage.id, (this.#readers.get(storage.id) ?? 0) + 1);
     else this.#writers.set(storage.id, storage.path);
     const close = storage.close.bind(storage);
@@ -191,7 +197,6 @@ export class ImageHost {
       });
       return closing;
     };
-    return storage;
   }
 
   async #openDriver(
@@ -319,15 +324,8 @@ export class ImageHost {
   }
 
   async #openBaseLayer(storage: Storage, format: string | undefined, shared: boolean, strict: boolean): Promise<Layer> {
-    const mode = shared ? 'shared' : 'backing';
-    try {
-      this.#admitSharing(storage, true, mode);
-      await storage.lock(mode);
-    } catch (error) {
-      await storage.close();
-      throw error;
-    }
-    return this.#openDriver(this.#entered(storage, true), format, { readOnly: true, strict });
+    const entered = await this.#enter(storage, true, shared ? 'shared' : 'backing');
+    return this.#openDriver(entered, format, { readOnly: true, strict });
   }
 
   /** The path of a file that an image names, once the gate has let it through. */

@@ -86,6 +86,25 @@ test('a second writer of the same file is refused, whatever path it uses', async
   await (await images.open(file, { format: 'raw' })).close();
 });
 
+test('of two writers at the same time one is refused, also where files have no locks', async (t) => {
+  const directory = await temporaryDirectory(t);
+  const file = await rawFile(path.join(directory, 'disk.raw'), 1);
+  const images = await host(t, {
+    openStorage: async (name, options) => {
+      const storage = await openFileStorage(name, options);
+      storage.lock = () => new Promise((resolve) => setImmediate(resolve));
+      return storage;
+    },
+  });
+  const open = () => images.open(file, { format: 'raw' });
+  const results = await Promise.allSettled([open(), open(), images.open(file, { format: 'raw', readOnly: true })]);
+  const codes = results.map((result) => (result.status === 'rejected' ? result.reason.code : 'open'));
+  assert.deepEqual(codes.sort(), ['LOCKED', 'LOCKED', 'open']);
+  // Those that were refused have left the books as they were.
+  await images.close();
+  await (await open()).close();
+});
+
 test('a chain that comes back to itself is refused', async (t) => {
   const directory = await temporaryDirectory(t);
   await overlay(path.join(directory, 'a.qcow2'), 'b.qcow2', 'qcow2');
