@@ -94,6 +94,11 @@ export class ChainImage implements Image {
     }
   }
 
+  readsZero(offset: number, length: number): boolean {
+    this.#checkRange(offset, length);
+    return !this.#lifetime.closed && !this.#locks.overlaps(offset, length) && this.#reader.readsZero(0, offset, length);
+  }
+
   tryWritev(offset: number, iov: IoVec): boolean {
     const length = iov.byteLength;
     this.#checkWrite(offset, length);

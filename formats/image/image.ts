@@ -24,6 +24,8 @@ export interface Image {
    */
   tryReadv(offset: number, iov: IoVec): boolean;
   readv(offset: number, iov: IoVec): Promise<void>;
+  /** Whether a range is known, from memory, to read as zeros. False when it does not, or when that takes looking. Absent: never known. */
+  readsZero?(offset: number, length: number): boolean;
   /** Writes now, if that is quick. @returns false when no byte was written: call writev */
   tryWritev(offset: number, iov: IoVec): boolean;
   /** @throws {LunetteError} READ_ONLY, NO_SPACE, IO, CORRUPT: after an error the range holds old or new bytes */

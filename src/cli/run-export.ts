@@ -3,6 +3,8 @@ import { LunetteError, UsageError } from '../../formats/core/errors.ts';
 import { formatSize } from '../../formats/core/units.ts';
 import { type Address, isLoopback, parseAddress } from '../daemon/address.ts';
 import { checkServerOptions, ImageServer, type ImageServerOptions, type ServedImage } from '../daemon/image-server.ts';
+import type { ServedNbdImage } from '../daemon/nbd-image-server.ts';
+import type { ExportRequest } from '../daemon/open-export.ts';
 import { defaultStateDirectory } from '../daemon/reservation-store.ts';
 import { readSecret } from '../daemon/secret.ts';
 import { howToAttach } from './attach-text.ts';
@@ -10,6 +12,7 @@ import type { ExportOptions } from './commands/export.ts';
 import type { CliContext } from './context.ts';
 import { oneLine } from './exit.ts';
 import { createLog, type Log } from './log.ts';
+import { checkTransportOptions, howToAttachNbd, nbdSettings } from './nbd-export.ts';
 
 /** The well-known port of iSCSI. */
 const ISCSI_PORT = 3260;
@@ -20,12 +23,21 @@ const GRACE_MS = 5000;
 /** The promise is 10 s from the signal to the end. */
 const STOP_TIMEOUT_MS = 9500;
 
+/** What both servers are to this command. */
+interface RunningServer {
+  readonly images: readonly (ServedImage | ServedNbdImage)[];
+  readonly metricsAddress: Address | undefined;
+  /** For people: how to attach. */
+  readonly howTo: string;
+  close(options: { graceMs: number }): Promise<void>;
+}
+
 /** Serves images until a signal comes. */
 export async function runExport(images: readonly string[], options: ExportOptions, context: CliContext): Promise<void> {
   const json = options.json === true;
   const log = createLog(context, { ...options, json });
-  const settings = await readSettings(images, options, context, log);
-  usage(() => checkServerOptions(settings));
+  checkUsage(options, images);
+  const start = await (options.transport === 'nbd' ? prepareNbd : prepareIscsi)(images, options, context, log);
 
   let stop: (signal: string) => void = () => undefined;
   const stopped = new Promise<string>((resolve) => {
@@ -34,9 +46,9 @@ export async function runExport(images: readonly string[], options: ExportOption
   // From here on a signal ends the export in order, also one that comes while images are being opened.
   const ignore = context.interrupts.once((signal) => stop(signal));
   try {
-    const server = await ImageServer.start(settings);
+    const server = await start();
     for (const image of server.images) context.stdout.write(`${json ? readyEvent(image) : readyLine(image)}\n`);
-    if (!json && options.quiet !== true) context.stderr.write(howToAttach(server, options.chap !== undefined));
+    if (!json && options.quiet !== true) context.stderr.write(server.howTo);
     if (server.metricsAddress !== undefined) {
       const { host, port } = server.metricsAddress;
       log.info({ host, port }, `metrics: http://${host.includes(':') ? `[${host}]` : host}:${port}/metrics`);
@@ -50,25 +62,53 @@ export async function runExport(images: readonly string[], options: ExportOption
   }
 }
 
+/** Checks everything that can be checked before an image is touched. @returns what starts the server */
+type Prepare = (
+  images: readonly string[],
+  options: ExportOptions,
+  context: CliContext,
+  log: Log,
+) => Promise<() => Promise<RunningServer>>;
+
+const prepareIscsi: Prepare = async (images, options, context, log) => {
+  const settings = await readSettings(images, options, context, log);
+  usage(() => checkServerOptions(settings));
+  return async () => {
+    const server = await ImageServer.start(settings);
+    return {
+      images: server.images,
+      metricsAddress: server.metricsAddress,
+      howTo: howToAttach(server, options.chap !== undefined),
+      close: (closing) => server.close(closing),
+    };
+  };
+};
+
+const prepareNbd: Prepare = async (images, options, _context, log) => {
+  const { checkNbdOptions, NbdImageServer } = await import('../daemon/nbd-image-server.ts');
+  const metrics = metricsAddress(options);
+  const settings = { ...usage(() => nbdSettings(requests(images, options), options, log)), metrics };
+  usage(() => checkNbdOptions(settings));
+  return async () => {
+    const server = await NbdImageServer.start(settings);
+    return {
+      images: server.images,
+      metricsAddress: server.metricsAddress,
+      howTo: howToAttachNbd(server),
+      close: (closing) => server.close(closing),
+    };
+  };
+};
+
 /** `ready URL (FILE, FORMAT, SIZE)`: scripts wait for it. */
-function readyLine(image: ServedImage): string {
+function readyLine(image: ServedImage | ServedNbdImage): string {
   const file = oneLine(path.basename(image.request.image));
   return `ready ${image.url} (${file}, ${image.format}, ${formatSize(image.size)})`;
 }
 
-function readyEvent(image: ServedImage): string {
-  const { request, url, target, lun, format, size, readOnly } = image;
-  return JSON.stringify({
-    event: 'ready',
-    message: readyLine(image),
-    url,
-    target,
-    lun,
-    image: request.image,
-    format,
-    size,
-    readOnly,
-  });
+function readyEvent(image: ServedImage | ServedNbdImage): string {
+  const { request, ...facts } = image;
+  return JSON.stringify({ event: 'ready', message: readyLine(image), ...facts, image: request.image });
 }
 
 async function withinTime(closing: Promise<void>): Promise<void> {
@@ -95,10 +135,8 @@ async function readSettings(
   context: CliContext,
   log: Log,
 ): Promise<ImageServerOptions> {
-  checkUsage(options, images);
   const listen = usage(() => parseAddress(options.listen ?? '127.0.0.1', ISCSI_PORT));
-  const metrics =
-    options.metrics === undefined ? undefined : usage(() => parseAddress(options.metrics as string, METRICS_PORT));
+  const metrics = metricsAddress(options);
   const warn = (text: string): void => log.warn({}, text);
   const chap = await credentials('--chap', options.chap, options.chapSecretFile, warn);
   const mutualChap = await credentials('--mutual-chap', options.mutualChap, options.mutualChapSecretFile, warn);
@@ -107,16 +145,7 @@ async function readSettings(
   }
   warnIfOpen(listen, chap !== undefined, options, warn);
   return {
-    exports: images.map((image) => ({
-      image,
-      format: options.format,
-      snapshot: options.snapshot,
-      readOnly: options.readOnly,
-      ephemeral: options.ephemeral,
-      overlay: options.overlay,
-      forceShare: options.forceShare,
-      strict: options.strict,
-    })),
+    exports: requests(images, options),
     listen,
     metrics,
     chap,
@@ -134,12 +163,23 @@ async function readSettings(
   };
 }
 
-function checkUsage({ transport, overlay }: ExportOptions, images: readonly string[]): void {
-  if (transport !== 'iscsi') {
-    throw new UsageError('USAGE', `--transport ${transport} is not in this version of lunette`, {
-      help: 'Leave it out: iscsi works everywhere, QEMU and libiscsi take the URL as it is.',
+function requests(images: readonly string[], options: ExportOptions): ExportRequest[] {
+  const { format, snapshot, readOnly, ephemeral, overlay, forceShare, strict } = options;
+  return images.map((image) => ({ image, format, snapshot, readOnly, ephemeral, overlay, forceShare, strict }));
+}
+
+function metricsAddress({ metrics }: ExportOptions): Address | undefined {
+  return metrics === undefined ? undefined : usage(() => parseAddress(metrics, METRICS_PORT));
+}
+
+function checkUsage(options: ExportOptions, images: readonly string[]): void {
+  const { transport, overlay } = options;
+  if (transport === 'lio') {
+    throw new UsageError('USAGE', '--transport lio is not in this version of lunette', {
+      help: 'iscsi and nbd work everywhere; QEMU, libiscsi and libnbd take the URL as it is.',
     });
   }
+  checkTransportOptions(options);
   if (overlay !== undefined && images.length > 1) {
     throw new UsageError('USAGE', '--overlay is for one image');
   }

@@ -314,9 +314,11 @@ async function startMetrics(
     import('./metrics-endpoint.ts'),
   ]);
   const metrics = new Metrics({
-    units: () => served.flatMap(({ units }) => units),
-    sessions: () => new Map(served.map(({ target }) => [target.name, target.sessions.size])),
-    iscsi: () => portal.counters,
+    iscsi: {
+      units: () => served.flatMap(({ units }) => units),
+      sessions: () => new Map(served.map(({ target }) => [target.name, target.sessions.size])),
+      counters: () => portal.counters,
+    },
     cache: () => host.cache.stats,
   });
   return MetricsEndpoint.listen(options.metrics, metrics);

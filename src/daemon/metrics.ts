@@ -2,15 +2,22 @@ import { type IntervalHistogram, monitorEventLoopDelay } from 'node:perf_hooks';
 import { Counter, Gauge, type Metric, Registry } from 'prom-client';
 import type { BlockCacheStats } from '../../formats/index.ts';
 import type { IscsiCounters } from '../iscsi/counters.ts';
+import type { NbdCounters } from '../nbd/counters.ts';
 import { type CommandStatistics, LATENCY_BOUNDS_MS } from './command-statistics.ts';
 
 /** What is measured: asked when somebody reads the metrics, never in between. */
 export interface MetricSources {
-  readonly units: () => readonly MeasuredUnit[];
-  /** iSCSI sessions per target name. */
-  readonly sessions: () => ReadonlyMap<string, number>;
-  readonly iscsi: () => IscsiCounters;
+  readonly iscsi?: IscsiSources;
+  readonly nbd?: () => NbdCounters;
   readonly cache: () => BlockCacheStats;
+}
+
+/** What is measured of an iSCSI target. */
+export interface IscsiSources {
+  readonly units: () => readonly MeasuredUnit[];
+  /** Sessions per target name. */
+  readonly sessions: () => ReadonlyMap<string, number>;
+  readonly counters: () => IscsiCounters;
 }
 
 export interface MeasuredUnit {
@@ -32,8 +39,11 @@ export class Metrics {
   constructor(sources: MetricSources) {
     this.#loopDelay = monitorEventLoopDelay({ resolution: LOOP_RESOLUTION_MS });
     this.#loopDelay.enable();
-    this.#addCommands(sources);
-    this.#addSessions(sources);
+    if (sources.iscsi !== undefined) {
+      this.#addCommands(sources.iscsi);
+      this.#addSessions(sources.iscsi);
+    }
+    if (sources.nbd !== undefined) this.#addNbd(sources.nbd);
     this.#addCache(sources);
     this.#addProcess();
   }
@@ -52,7 +62,7 @@ export class Metrics {
     this.#registry.clear();
   }
 
-  #addCommands(sources: MetricSources): void {
+  #addCommands(sources: IscsiSources): void {
     const each = (visit: (unit: MeasuredUnit, labels: { target: string; lun: string }) => void): void => {
       for (const unit of sources.units()) visit(unit, { target: unit.target, lun: String(unit.lun) });
     };
@@ -82,7 +92,7 @@ export class Metrics {
     );
   }
 
-  #addSessions({ sessions, iscsi }: MetricSources): void {
+  #addSessions({ sessions, counters: iscsi }: IscsiSources): void {
     this.#gauge('lunette_iscsi_sessions', 'iSCSI sessions', ['target'], (set) => {
       for (const [target, count] of sessions()) set({ target }, count);
     });
@@ -107,6 +117,31 @@ export class Metrics {
       add({ kind: 'protocol' }, counters.protocolErrors);
       add({ kind: 'task_set_full' }, counters.taskSetFull);
       add({ kind: 'dead_peer' }, counters.deadPeers);
+    });
+  }
+
+  #addNbd(read: () => NbdCounters): void {
+    this.#gauge('lunette_nbd_connections', 'NBD connections open now', ['state'], (set) => {
+      const { openConnections, clients } = read();
+      set({ state: 'transmission' }, clients);
+      set({ state: 'handshake' }, openConnections - clients);
+    });
+    this.#counter('lunette_nbd_requests_total', 'NBD requests by outcome', ['result'], (add) => {
+      const { requests, requestErrors } = read();
+      add({ result: 'success' }, requests - requestErrors);
+      add({ result: 'error' }, requestErrors);
+    });
+    this.#counter('lunette_nbd_bytes_total', 'Bytes on the wire', ['direction'], (add) => {
+      add({ direction: 'in' }, read().bytesIn);
+      add({ direction: 'out' }, read().bytesOut);
+    });
+    this.#counter('lunette_nbd_errors_total', 'What went wrong with clients', ['kind'], (add) => {
+      const { refusedConnections, timeouts, tlsFailures, protocolErrors, optionErrors } = read();
+      add({ kind: 'refused_connection' }, refusedConnections);
+      add({ kind: 'timeout' }, timeouts);
+      add({ kind: 'tls' }, tlsFailures);
+      add({ kind: 'protocol' }, protocolErrors);
+      add({ kind: 'option' }, optionErrors);
     });
   }
 

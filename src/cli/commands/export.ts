@@ -16,6 +16,7 @@ import type { CommonOptions } from '../output.ts';
 export interface ExportOptions extends CommonOptions {
   readonly transport: 'iscsi' | 'nbd' | 'lio';
   readonly listen?: string;
+  readonly socket?: string;
   readonly name?: string;
   readonly oneTarget?: boolean;
   readonly format?: string;
@@ -29,6 +30,11 @@ export interface ExportOptions extends CommonOptions {
   readonly mutualChap?: string;
   readonly mutualChapSecretFile?: string;
   readonly allowInitiator?: readonly string[];
+  readonly tlsCert?: string;
+  readonly tlsKey?: string;
+  readonly tlsCa?: string;
+  readonly tlsPskFile?: string;
+  readonly tlsRequired?: boolean;
   readonly blockSize?: '512' | '4096';
   readonly removable?: boolean;
   readonly cache?: number;
@@ -48,6 +54,8 @@ Examples:
   lunette export --snapshot before-update --read-only disk.qcow2
   lunette export --one-target system.qcow2 data.qcow2   LUN 0 and LUN 1 of one target
   lunette export --listen 0.0.0.0:3260 --chap alice --chap-secret-file secret.txt disk.qcow2
+  lunette export --transport nbd disk.qcow2     nbd://127.0.0.1:10809/disk
+  lunette export --transport nbd --socket /run/disk.sock --read-only disk.qcow2   its snapshots too: disk@NAME
 
 For each image it prints one line that begins with "ready" and the URL, and serves until SIGINT or SIGTERM.
 `;
@@ -56,14 +64,18 @@ For each image it prints one line that begins with "ready" and the URL, and serv
 export function registerExport(program: Command, context: CliContext): void {
   program
     .command('export')
-    .summary('serve images as SCSI disks over iSCSI')
-    .description('Serves images as SCSI disks until interrupted.')
-    .argument('<image...>', 'paths; each gets a target of its own')
+    .summary('serve images over iSCSI or NBD')
+    .description('Serves images until interrupted: as SCSI disks over iSCSI, or over NBD.')
+    .argument('<image...>', 'paths or nbd: URLs; each gets a target, or an export, of its own')
     .addOption(
       new Option('--transport <name>', 'how initiators reach it').choices(['iscsi', 'nbd', 'lio']).default('iscsi'),
     )
-    .option('--listen <host:port>', 'where to listen (default: 127.0.0.1:3260); port 0 picks a free one')
-    .option('--name <name>', 'name of the target (default: from the file’s name)')
+    .option(
+      '--listen <host:port>',
+      'where to listen (default: 127.0.0.1:3260, NBD 127.0.0.1:10809); port 0 picks a free one',
+    )
+    .option('--socket <path>', 'NBD: listen on a unix socket, made and at the end removed')
+    .option('--name <name>', 'name of the target or export (default: from the file’s name)')
     .option('--one-target', 'several images are LUN 0, 1, 2… of one target')
     .addOption(formatOption())
     .option('--read-only', 'writes are refused')
@@ -76,6 +88,11 @@ export function registerExport(program: Command, context: CliContext): void {
     .option('--mutual-chap <user>', 'we prove to initiators that ask that we are this user')
     .option('--mutual-chap-secret-file <file>', 'the secret of --mutual-chap')
     .option('--allow-initiator <iqn>', 'only initiators of this name may log in (repeatable)', collect)
+    .option('--tls-cert <file>', 'NBD: speak TLS to clients that ask for it, with this certificate (PEM)')
+    .option('--tls-key <file>', 'the key of --tls-cert')
+    .option('--tls-ca <file>', 'TLS clients must show a certificate that one of these signed')
+    .option('--tls-psk-file <file>', 'NBD: TLS with pre-shared keys, a line of USER:HEX for each')
+    .option('--tls-required', 'clients without TLS are refused')
     .addOption(new Option('--block-size <bytes>', 'size of a logical block').choices(['512', '4096']))
     .option('--removable', 'a medium that can be ejected')
     .option('--cache <size>', 'memory for decompressed clusters and tables (default: 64M)', sizeArgument)

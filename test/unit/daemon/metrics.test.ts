@@ -9,9 +9,11 @@ import type { Cleanup } from '../../support/temporary.ts';
 
 function measured(t: Cleanup, statistics = new CommandStatistics(), sources: Partial<MetricSources> = {}): Metrics {
   const metrics = new Metrics({
-    units: () => [{ target: 'iqn.t', lun: 3, statistics }],
-    sessions: () => new Map([['iqn.t', 2]]),
-    iscsi: () => ({ ...newCounters(), loginsSucceeded: 5, loginsFailed: 3, authenticationFailures: 2 }),
+    iscsi: {
+      units: () => [{ target: 'iqn.t', lun: 3, statistics }],
+      sessions: () => new Map([['iqn.t', 2]]),
+      counters: () => ({ ...newCounters(), loginsSucceeded: 5, loginsFailed: 3, authenticationFailures: 2 }),
+    },
     cache: () => ({ hits: 10, coldHits: 4, misses: 7, evictions: 1, warmBytes: 100, coldBytes: 50, pinnedBytes: 25 }),
     ...sources,
   });
