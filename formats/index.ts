@@ -22,3 +22,11 @@ export { WindowStorage } from './storage/window.ts';
 export { checkVdi } from './vdi/check.ts';
 export { createVdi, type VdiCreateOptions } from './vdi/create.ts';
 export { parseVbox, type VboxDisk, type VboxMachine, type VboxSnapshot } from './vdi/vbox.ts';
+export { checkVmdk } from './vmdk/check.ts';
+export {
+  CREATE_TYPES as VMDK_CREATE_TYPES,
+  createVmdk,
+  type VmdkCreateOptions,
+  type VmdkCreateType,
+} from './vmdk/create.ts';
+export { type StreamOptions, writeStreamOptimized } from './vmdk/stream-writer.ts';

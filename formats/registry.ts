@@ -5,9 +5,10 @@ import { qcow2 } from './qcow2/driver.ts';
 import { raw } from './raw/raw.ts';
 import type { Storage } from './storage/storage.ts';
 import { vdi } from './vdi/driver.ts';
+import { vmdk } from './vmdk/driver.ts';
 
 /** All formats. Order settles ties of probing. */
-export const DRIVERS: readonly FormatDriver[] = [qcow2, vdi, raw];
+export const DRIVERS: readonly FormatDriver[] = [qcow2, vmdk, vdi, raw];
 
 const PROBE_LENGTH = 4096;
 

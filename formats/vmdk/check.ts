@@ -130,25 +130,47 @@ async function subjectOf(storage: Storage): Promise<Subject | undefined> {
 class SectorSet {
   readonly #pages = new Map<number, Uint8Array>();
 
-  /** @returns false when it was in the set */
-  add(sector: number): boolean {
-    const page = Math.floor(sector / 32768);
-    let bits = this.#pages.get(page);
-    if (bits === undefined) {
-      bits = new Uint8Array(4096);
-      this.#pages.set(page, bits);
+  /** Adds sectors up to the first that is in the set already. @returns how many were added */
+  addRun(sector: number, count: number): number {
+    for (let at = sector; at < sector + count; ) {
+      const page = this.#page(at);
+      const index = at % PAGE_SECTORS;
+      const byte = index >>> 3;
+      // Eight at once where they are all new: grains are long runs.
+      if ((index & 7) === 0 && at + 8 <= sector + count && page[byte] === 0) {
+        page[byte] = 0xff;
+        at += 8;
+        continue;
+      }
+      const bit = 1 << (index & 7);
+      if (((page[byte] as number) & bit) !== 0) return at - sector;
+      page[byte] = (page[byte] as number) | bit;
+      at++;
     }
-    const [at, bit] = [(sector % 32768) >>> 3, 1 << (sector & 7)];
-    const old = bits[at] as number;
-    bits[at] = old | bit;
-    return (old & bit) === 0;
+    return count;
   }
 
-  has(sector: number): boolean {
-    const bits = this.#pages.get(Math.floor(sector / 32768));
-    return bits !== undefined && ((bits[(sector % 32768) >>> 3] as number) & (1 << (sector & 7))) !== 0;
+  hasAny(sector: number, count: number): boolean {
+    for (let at = sector; at < sector + count; at++) {
+      const page = this.#pages.get(Math.floor(at / PAGE_SECTORS));
+      const index = at % PAGE_SECTORS;
+      if (page !== undefined && ((page[index >>> 3] as number) & (1 << (index & 7))) !== 0) return true;
+    }
+    return false;
+  }
+
+  #page(sector: number): Uint8Array {
+    const number = Math.floor(sector / PAGE_SECTORS);
+    let page = this.#pages.get(number);
+    if (page === undefined) {
+      page = new Uint8Array(PAGE_SECTORS / 8);
+      this.#pages.set(number, page);
+    }
+    return page;
   }
 }
+
+const PAGE_SECTORS = 32768;
 
 class ExtentCheck {
   readonly #subject: Subject;
@@ -156,8 +178,11 @@ class ExtentCheck {
   readonly #repair: NonNullable<CheckOptions['repair']>;
   /** Every sector of a grain or table in use. */
   readonly #used = new SectorSet();
-  #usedSectors = 0;
+  /** How many of them are in the data. */
+  #usedData = 0;
   #end = 0;
+  /** Tables, by the copy they belong to, that lie outside the file or in each other: their entries mean nothing. */
+  readonly #lost = { first: new Set<number>(), second: new Set<number>() };
 
   constructor(subject: Subject, result: CheckResult, repair: NonNullable<CheckOptions['repair']>) {
     this.#subject = subject;
@@ -170,6 +195,7 @@ class ExtentCheck {
     const { directory } = parts;
     this.#result.totalClusters += grains;
     for (let table = 0; table < directory.count; table++) this.#markTables(table);
+    if (this.#repair === 'all') await this.#replaceLost();
     // First all entries of what readers see: a place they use is not free for what a second copy says.
     for (let table = 0; table < directory.count; table++) await this.#guarded(() => this.#examine(table, 'first'));
     if (parts.redundant !== undefined && !this.#subject.compressed) {
@@ -199,10 +225,12 @@ class ExtentCheck {
 
   #markTables(table: number): void {
     const { parts, storage } = this.#subject;
-    for (const copy of [parts.directory, parts.redundant]) {
+    for (const name of ['first', 'second'] as const) {
+      const copy = name === 'first' ? parts.directory : parts.redundant;
       const sector = copy === undefined ? 0 : getU32LE(copy.bytes, 4 * table);
       if (sector === 0) continue;
       if ((sector + this.#tableSectors) * SECTOR > storage.size || !this.#take(sector, this.#tableSectors)) {
+        this.#lost[name].add(table);
         this.#result.corruptions++;
         report(this.#result, `grain table ${table} at sector ${sector} is past the end of the file or in another one`);
       }
@@ -211,19 +239,17 @@ class ExtentCheck {
 
   /** Marks sectors as used. @returns false when one of them was */
   #take(sector: number, count: number): boolean {
-    let free = true;
-    for (let i = sector; i < sector + count; i++) {
-      if (this.#used.add(i)) this.#usedSectors++;
-      else free = false;
-    }
+    const added = this.#used.addRun(sector, count);
+    this.#usedData += Math.max(0, sector + added - Math.max(sector, this.#subject.firstSector));
     this.#end = Math.max(this.#end, sector + count);
-    return free;
+    return added === count;
   }
 
   async #examine(table: number, pass: 'first' | 'second'): Promise<void> {
     const { parts, storage, grains, zeroed, grainSize, lastSize, compressed } = this.#subject;
-    const first = await this.#read(parts.directory.bytes, table);
-    const second = parts.redundant === undefined ? undefined : await this.#read(parts.redundant.bytes, table);
+    const first = await this.#read('first', table);
+    const second = parts.redundant === undefined || compressed ? undefined : await this.#read('second', table);
+    if (first === undefined && second === undefined) return;
     const changed = { first: false, second: false };
     const last = Math.min(parts.entries, grains - table * parts.entries);
     for (let i = 0; i < last; i++) {
@@ -271,9 +297,32 @@ class ExtentCheck {
     if (changed.second && second !== undefined) await this.#write(parts.redundant?.bytes, table, second);
   }
 
+  /** A lost table gets a new place, behind everything, with what the other copy says. */
+  async #replaceLost(): Promise<void> {
+    const { parts, storage, compressed } = this.#subject;
+    if (parts.redundant === undefined || compressed) return;
+    for (const [name, other, copy] of [
+      ['first', 'second', parts.directory],
+      ['second', 'first', parts.redundant],
+    ] as const) {
+      for (const table of [...this.#lost[name]]) {
+        const bytes = await this.#read(other, table);
+        if (bytes === undefined) continue;
+        const sector = Math.ceil(storage.size / SECTOR);
+        await storage.writev(sector * SECTOR, IoVec.of(bytes));
+        await storage.sync();
+        setU32LE(copy.bytes, 4 * table, sector);
+        await storage.writev(copy.offset + 4 * table, IoVec.of(copy.bytes, 4 * table, 4));
+        this.#take(sector, this.#tableSectors);
+        this.#lost[name].delete(table);
+        this.#result.corruptions--;
+        this.#result.corruptionsFixed++;
+      }
+    }
+  }
+
   #isFree(sector: number, count: number): boolean {
-    for (let i = sector; i < sector + count; i++) if (this.#used.has(i)) return false;
-    return true;
+    return !this.#used.hasAny(sector, count);
   }
 
   #fault(message: string, fixed: boolean): void {
@@ -292,23 +341,18 @@ class ExtentCheck {
   #countLeaks(): void {
     const { storage, firstSector, grainSize } = this.#subject;
     const sectors = Math.floor(storage.size / SECTOR) - firstSector;
-    const inData = this.#usedSectors - this.#sectorsBefore(firstSector);
-    const orphans = Math.max(0, Math.floor((sectors - inData) / grainSize));
+    const orphans = Math.max(0, Math.floor((sectors - this.#usedData) / grainSize));
     if (orphans === 0) return;
     this.#result.leaks += orphans;
     report(this.#result, `about ${orphans} grains of the file are in no grain table`);
   }
 
-  #sectorsBefore(sector: number): number {
-    let count = 0;
-    for (let i = 0; i < sector; i++) if (this.#used.has(i)) count++;
-    return count;
-  }
-
-  async #read(directory: Uint8Array, table: number): Promise<Uint8Array | undefined> {
+  /** A table of one of the copies; undefined when there is none that can be read. */
+  async #read(copy: 'first' | 'second', table: number): Promise<Uint8Array | undefined> {
     const { parts, storage } = this.#subject;
-    const sector = getU32LE(directory, 4 * table);
-    if (sector === 0 || (sector + this.#tableSectors) * SECTOR > storage.size) return undefined;
+    const directory = copy === 'first' ? parts.directory : parts.redundant;
+    const sector = directory === undefined ? 0 : getU32LE(directory.bytes, 4 * table);
+    if (sector === 0 || this.#lost[copy].has(table)) return undefined;
     const bytes = new Uint8Array(4 * parts.entries);
     await storage.readv(sector * SECTOR, IoVec.of(bytes));
     return bytes;

@@ -169,7 +169,7 @@ export class VmdkDescriptor {
 export function looksLikeDescriptor(head: Uint8Array): boolean {
   const end = head.indexOf(0);
   const text = Buffer.from(end < 0 ? head : head.subarray(0, end)).toString('latin1');
-  const first = text.split('\n').find((line) => !/^\s*(#.*)?$/.test(line));
+  const first = text.split(/\r?\n/).find((line) => !/^\s*(#.*)?$/.test(line));
   return first !== undefined && /^\s*version\s*=\s*\d+\s*$/i.test(first);
 }
 

@@ -55,7 +55,9 @@ export interface StreamOptions {
 export async function writeStreamOptimized(source: Image, target: Storage, options: StreamOptions = {}): Promise<void> {
   const size = source.size;
   if (size === 0 || size % SECTOR !== 0)
-    throw new LunetteError('INVALID', `VMDK disks are whole sectors: ${size} is no multiple of 512`, { path: target.path });
+    throw new LunetteError('INVALID', `VMDK disks are whole sectors: ${size} is no multiple of 512`, {
+      path: target.path,
+    });
   await target.resize(0);
   const writer = new StreamWriter(target, size, options);
   const pending: Promise<PackedGrain>[] = [];
@@ -207,7 +209,8 @@ class StreamWriter {
 
   #descriptor(): Uint8Array {
     let longContentId = this.#hash.digest('hex');
-    if (!isUsableCid(Number.parseInt(longContentId.slice(-8), 16))) longContentId = `${longContentId.slice(0, 24)}00000001`;
+    if (!isUsableCid(Number.parseInt(longContentId.slice(-8), 16)))
+      longContentId = `${longContentId.slice(0, 24)}00000001`;
     const name = this.#options.name ?? this.#target.path.replace(/^.*\//, '');
     const text = descriptorText({
       ...this.#options,
@@ -222,7 +225,9 @@ class StreamWriter {
     const all = new Uint8Array(DESCRIPTOR_SECTORS * SECTOR);
     const bytes = new TextEncoder().encode(text);
     if (bytes.length > all.length)
-      throw new LunetteError('TOO_LARGE', 'the descriptor does not fit: the name is too long', { path: this.#target.path });
+      throw new LunetteError('TOO_LARGE', 'the descriptor does not fit: the name is too long', {
+        path: this.#target.path,
+      });
     all.set(bytes);
     return all;
   }

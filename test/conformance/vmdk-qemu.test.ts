@@ -107,14 +107,17 @@ test('splitting begins at 2047 MiB, and QEMU follows', { skip }, async (t) => {
   await createDisk(path, { size: 5000 * MiB, type: 'twoGbMaxExtentSparse' });
   const host = hostFor(t);
   const image = await host.open(path);
-  for (const at of [2046, 2047, 4094]) await image.writev(at * MiB - 4096, IoVec.of(new Uint8Array(8192).fill(at % 251)));
+  for (const at of [2046, 2047, 4094])
+    await image.writev(at * MiB - 4096, IoVec.of(new Uint8Array(8192).fill(at % 251)));
   await image.close();
   const commands = [2046, 2047, 4094].map((at) => `read -P ${at % 251} ${at * MiB - 4096} 8k`);
   await qemu.io(path, ...commands);
   await qemu.assertClean(path);
 });
 
-test('a delta that we made on a disk of QEMU shows the same for both, zeros over the base included', { skip }, async (t) => {
+test('a delta that we made on a disk of QEMU shows the same for both, zeros over the base included', {
+  skip,
+}, async (t) => {
   const base = await qemu.create(t, { format: 'vmdk', size: SIZE, path: 'base.vmdk' });
   await qemu.io(base, 'write -P 0x55 0 8M', 'write -P 0x56 60M 1M');
   const cid = new VmdkDescriptor((await readFile(base)).subarray(512, 512 * 21), base).cid('CID');
@@ -131,7 +134,9 @@ test('a delta that we made on a disk of QEMU shows the same for both, zeros over
   await qemu.assertClean(child);
 });
 
-test('a delta of QEMU on a disk of ours is read here; a base that changed is refused with both ids', { skip }, async (t) => {
+test('a delta of QEMU on a disk of ours is read here; a base that changed is refused with both ids', {
+  skip,
+}, async (t) => {
   const base = join(await temporaryDirectory(t), 'base.vmdk');
   await createDisk(base, { size: SIZE });
   const host = hostFor(t);
@@ -193,11 +198,15 @@ test('7-Zip extracts the disk from what we make', { skip: requires.sevenZip() },
   const folder = join(dirname(path), 'out');
   const { status, stdout, stderr } = await run('7zz', ['e', `-o${folder}`, path]);
   assert.equal(status, 0, stdout + stderr);
-  const extracted = await readFile(join(folder, basename(path).replace('.vmdk', '.img'))).catch(() => readFile(join(folder, 'ours')));
+  const extracted = await readFile(join(folder, basename(path).replace('.vmdk', '.img'))).catch(() =>
+    readFile(join(folder, 'ours')),
+  );
   assert.equal(Buffer.compare(extracted, model), 0);
 });
 
-test('a stream that we write is read by QEMU, 7-Zip and libvmdk', { skip: skip || requires.sevenZip() || requires.vmdkinfo() }, async (t) => {
+test('a stream that we write is read by QEMU, 7-Zip and libvmdk', {
+  skip: skip || requires.sevenZip() || requires.vmdkinfo(),
+}, async (t) => {
   const random = randomFor(t);
   const folder = await temporaryDirectory(t);
   const source = join(folder, 'source.raw');

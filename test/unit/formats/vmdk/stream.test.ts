@@ -89,7 +89,11 @@ test('a stream reads back, by directory and from front to back, whatever is in t
     }
     assert.equal(Buffer.compare(disk, model), 0);
     const lbas = grains.map(({ lba }) => lba);
-    assert.deepEqual(lbas, [...lbas].sort((a, b) => a - b), 'grains ascend');
+    assert.deepEqual(
+      lbas,
+      [...lbas].sort((a, b) => a - b),
+      'grains ascend',
+    );
     assert.deepEqual(
       items.slice(-3).map(({ kind }) => kind),
       ['directory', 'footer', 'end'],
@@ -139,7 +143,16 @@ test('a stream whose grains have no marker but their size is read too', async ()
   const packed = deflateSync(new Uint8Array(GRAIN).fill(0x5a));
   const bytes = new Uint8Array(8 * 512 + Math.ceil((4 + packed.length) / 512) * 512);
   const view = new DataView(bytes.buffer);
-  HOSTED_HEADER.write(view, { magic: 0x564d444b, version: 3, flags: 0x10000, capacity: 128, grainSize: 128, numGTEsPerGT: 512, gdOffset: 1, compressAlgorithm: 1 });
+  HOSTED_HEADER.write(view, {
+    magic: 0x564d444b,
+    version: 3,
+    flags: 0x10000,
+    capacity: 128,
+    grainSize: 128,
+    numGTEsPerGT: 512,
+    gdOffset: 1,
+    compressAlgorithm: 1,
+  });
   view.setUint32(512, 2, true);
   view.setUint32(1024, 8, true);
   view.setUint32(8 * 512, packed.length, true);
