@@ -38,8 +38,7 @@ function cdb16(opcode: number, flags: number, lba: number, blocks: number): Buff
 }
 
 /** Writes at random places with several commands in flight until the connection breaks. */
-async function writeUntilKilled(url: { port: number; iqn: string }, model: CrashModel, random: Random): Promise<void> {
-  const initiator = await IscsiInitiator.connect({ port: url.port, target: url.iqn });
+async function writeUntilKilled(initiator: IscsiInitiator, model: CrashModel, random: Random): Promise<void> {
   let over = false;
   let sinceSync = 0;
 
@@ -124,7 +123,9 @@ for (const [at, setting] of SETTINGS.entries()) {
     let leaks = 0;
     for (let round = 0; round < ROUNDS; round++) {
       const target = await startExport(t, image);
-      const writing = writeUntilKilled(target, model, random);
+      const initiator = await IscsiInitiator.connect({ port: target.port, target: target.iqn });
+      const writing = writeUntilKilled(initiator, model, random);
+      writing.catch(() => {}); // Awaited after the kill.
       await sleep(Math.floor(30 + 600 * random.fraction() ** 2));
       await target.kill();
       await writing;
