@@ -36,6 +36,8 @@ export interface LayerOpenOptions {
   readonly snapshot?: string | undefined;
   /** Warnings about the image become failures. */
   readonly strict?: boolean | undefined;
+  /** Which file of an archive. Default: the only disk in it. */
+  readonly member?: string | undefined;
   /** Open for writing although other images stand on this one. */
   readonly force?: boolean | undefined;
   /** Describe only: do not open further files (data files) and do not refuse features that only matter for reading data. */

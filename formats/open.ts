@@ -46,6 +46,8 @@ export interface OpenImageOptions {
   parent?: string | undefined;
   /** A parent with other ids than the child expects is a warning, no error. */
   ignoreCid?: boolean | undefined;
+  /** Which file of an archive (OVA) to open. Default: the only disk in it. */
+  member?: string | undefined;
   /** Open for writing although other images stand on this one. */
   force?: boolean | undefined;
 }
@@ -131,6 +133,7 @@ export class ImageHost {
       readOnly: true,
       metadataOnly: true,
       snapshot: options.snapshot,
+      member: options.member,
       strict: options.strict,
     });
   }
@@ -142,8 +145,8 @@ export class ImageHost {
 
   async #openTop(path: string, readOnly: boolean, shared: boolean, options: OpenImageOptions): Promise<Layer> {
     const storage = await this.#openFile(path, readOnly, shared ? 'shared' : readOnly ? 'read' : 'write');
-    const { snapshot, strict, force } = options;
-    return this.#openDriver(storage, options.format, { readOnly, snapshot, strict, force });
+    const { snapshot, strict, force, member } = options;
+    return this.#openDriver(storage, options.format, { readOnly, snapshot, strict, force, member });
   }
 
   /** Opens a file with its lock and its entry in the books; both end when the storage closes. */

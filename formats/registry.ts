@@ -6,9 +6,10 @@ import { raw } from './raw/raw.ts';
 import type { Storage } from './storage/storage.ts';
 import { vdi } from './vdi/driver.ts';
 import { vmdk } from './vmdk/driver.ts';
+import { ova } from './vmdk/ova.ts';
 
 /** All formats. Order settles ties of probing. */
-export const DRIVERS: readonly FormatDriver[] = [qcow2, vmdk, vdi, raw];
+export const DRIVERS: readonly FormatDriver[] = [qcow2, vmdk, vdi, ova, raw];
 
 const PROBE_LENGTH = 4096;
 
