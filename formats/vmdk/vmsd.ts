@@ -56,8 +56,9 @@ export function parseVmsd(bytes: Uint8Array, path: string): VmsdFile {
     }
     const disks: VmsdDisk[] = [];
     for (let disk = 0; disk < Math.min(countOf(get('numdisks')), MAX_DISKS); disk++) {
-      const fileName = get(`disk${disk}.filename`);
-      if (fileName !== undefined) disks.push({ fileName, node: get(`disk${disk}.node`) ?? '' });
+      const prefix = `disk${disk}.`;
+      const fileName = get(`${prefix}filename`);
+      if (fileName !== undefined) disks.push({ fileName, node: get(`${prefix}node`) ?? '' });
     }
     const parent = get('parent');
     snapshots.push({
