@@ -205,6 +205,8 @@ export class FileStorage implements Storage {
     this.#lifetime.enter();
     try {
       await this.#lock.set(mode);
+      // Whoever had it until now may have made it longer since it was opened.
+      if (!this.#file.isDevice) this.#size = fstatSync(this.fd).size;
     } finally {
       this.#lifetime.leave();
     }

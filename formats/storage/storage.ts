@@ -56,7 +56,10 @@ export interface Storage {
   resize(size: number): Promise<void>;
   /** Makes completed writes durable (fdatasync). A failure is final for the storage: later calls fail too. */
   sync(): Promise<void>;
-  /** Takes the locks that other programs honour, or throws LOCKED naming the holder where that is known. Replaces earlier ones. */
+  /**
+   * Takes the locks that other programs honour, or throws LOCKED naming the holder where that is known. Replaces earlier ones. `size` is
+   * read again: the last holder may have changed it since the file was opened.
+   */
   lock(mode: LockMode): Promise<void>;
   /** The path of a file that an image in this storage names, relative to the image's directory unless absolute. */
   resolve(reference: string): string;

@@ -1,6 +1,7 @@
 /** What every Storage must do, as tests to run over each kind. */
 
 import assert from 'node:assert/strict';
+import { appendFile } from 'node:fs/promises';
 import { test } from 'node:test';
 import { IoVec } from '../../formats/core/iov.ts';
 import type { Storage } from '../../formats/storage/storage.ts';
@@ -49,6 +50,16 @@ export function testStorageContract(kind: StorageKind): void {
     assert.equal(storage.size, 20_005);
     assert.deepEqual(await read(storage, 19_998, 10), Uint8Array.of(0, 0, 2, 3, 9, 8, 7, 0, 0, 0));
     assert.deepEqual(await read(storage, 8, 4), Uint8Array.of(1, 1, 0, 0));
+    await storage.close();
+  });
+
+  define('what another program appended before the lock was there belongs to the file', async (t) => {
+    const storage = await kind.make(t, new Uint8Array(1000).fill(1));
+    if (storage.fd !== null) await appendFile(storage.path, new Uint8Array(500).fill(2));
+    else await storage.writev(1000, IoVec.of(new Uint8Array(500).fill(2)));
+    await storage.lock('write');
+    assert.equal(storage.size, 1500);
+    assert.deepEqual(await read(storage, 999, 502), Uint8Array.of(1, ...new Array(500).fill(2), 0));
     await storage.close();
   });
 
