@@ -103,6 +103,7 @@ const ERRNO_CODES: Readonly<Record<string, ErrorCode>> = {
   EPERM: 'ACCESS',
   ENOSPC: 'NO_SPACE',
   EDQUOT: 'NO_SPACE',
+  EIO: 'IO',
   EFBIG: 'TOO_LARGE',
   EROFS: 'READ_ONLY',
   ETXTBSY: 'LOCKED',

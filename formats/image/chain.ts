@@ -1,4 +1,4 @@
-import { LunetteError } from '../core/errors.ts';
+import { codeOf, LunetteError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
 import { Lifetime } from '../core/lifetime.ts';
 import { RangeLock } from '../core/range-lock.ts';
@@ -345,18 +345,27 @@ export class ChainImage implements Image {
     }
   }
 
-  /** Writes the start of [start, stop) into new space. @returns the guest offset up to which it got */
+  /**
+   * Writes the start of [start, stop) into new space. When the disk is full, once more after a flush: what was discarded gives its
+   * space back only when the metadata that let go of it is durable.
+   *
+   * @returns the guest offset up to which it got
+   */
   async #allocate(start: number, stop: number, offset: number, iov: IoVec): Promise<number> {
-    const reservation = await this.#top.reserve(start, stop - start);
-    const end = Math.min(reservation.end, stop);
-    try {
-      await settle(this.#fillRegions(reservation, start, end, offset, iov));
-    } catch (error) {
-      await reservation.abort();
-      throw error;
+    for (let retried = false; ; retried = true) {
+      const reservation = await this.#top.reserve(start, stop - start);
+      const end = Math.min(reservation.end, stop);
+      try {
+        await settle(this.#fillRegions(reservation, start, end, offset, iov));
+      } catch (error) {
+        await reservation.abort();
+        if (retried || codeOf(error) !== 'NO_SPACE') throw error;
+        await this.flush();
+        continue;
+      }
+      await reservation.commit();
+      return end;
     }
-    await reservation.commit();
-    return end;
   }
 
   /** Begins all writes of a reservation: regions that touch in the file go in one. */

@@ -211,6 +211,33 @@ test('a write that fails while its data is copied gives the space back and chang
   assert.equal((await read(image, CLUSTER + 10, 1))[0], 9);
 });
 
+test('a write that meets a full disk is tried once more after a flush, which may free what was discarded', async () => {
+  const top = layer(4);
+  const image = new ChainImage([top]);
+  await fill(image, 0, CLUSTER, 1);
+  top.storage.maxSize = CLUSTER;
+  const flush = top.flush.bind(top);
+  top.flush = async () => {
+    await flush();
+    top.storage.maxSize = 4 * CLUSTER;
+  };
+  await fill(image, CLUSTER, CLUSTER, 2);
+  assert.deepEqual(top.log.slice(-4), [
+    `abort ${CLUSTER} ${2 * CLUSTER}`,
+    'flush',
+    `reserve ${CLUSTER} ${2 * CLUSTER}`,
+    `commit ${CLUSTER} ${2 * CLUSTER}`,
+  ]);
+  top.flush = flush;
+  top.storage.maxSize = 0;
+  await assert.rejects(fill(image, 2 * CLUSTER, CLUSTER, 3), { code: 'NO_SPACE' });
+  assert.deepEqual(runs(await read(image, 0, 3 * CLUSTER)), [
+    [1, CLUSTER],
+    [2, CLUSTER],
+    [0, CLUSTER],
+  ]);
+});
+
 test('beginWrite runs once before the first change, and again after it failed', async () => {
   const top = layer(4);
   const image = new ChainImage([top]);
