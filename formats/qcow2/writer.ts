@@ -40,6 +40,8 @@ export class Qcow2Writer {
   readonly #header: Qcow2Header;
   readonly #state: WriteState;
   readonly #flusher: Flusher;
+  /** Something may have been changed. */
+  #begun = false;
 
   private constructor(header: Qcow2Header, state: WriteState) {
     this.#header = header;
@@ -90,6 +92,7 @@ export class Qcow2Writer {
   /** Clears the autoclear bits, durably: all of them vouch for something that a write makes untrue. */
   async beginWrite(): Promise<void> {
     this.#state.check();
+    this.#begun = true;
     const { high, low } = this.#header.autoclearFeatures;
     if (high === 0 && low === 0) return;
     await this.#state.parts.header.update((view) => {
@@ -132,10 +135,22 @@ export class Qcow2Writer {
   /** Writes everything back, and waits for space in quarantine: what is left behind has no leaks. */
   async close(): Promise<void> {
     if (this.#state.stopped !== undefined) return;
+    if (this.#begun) await this.#completeLastCluster();
     await this.#flusher.flush();
     await this.#flusher.settled();
     // Refcounts that were lowered at the end of that flush.
     if (this.#state.stopped === undefined && this.#state.parts.slices.hasDirty('refcount')) await this.#flusher.flush();
+  }
+
+  /**
+   * Lets the file end with a cluster. The zeros at the end of the last one may be there only because the file ends before them: copied to a
+   * device, whatever was there would show in their place.
+   */
+  async #completeLastCluster(): Promise<void> {
+    const { storage, geometry } = this.#state.parts;
+    const end = alignUp(storage.size, geometry.clusterSize);
+    if (!storage.growsZeroed || storage.size === end) return;
+    await storage.resize(end).catch(() => undefined); // the image is whole without it
   }
 
   async #zeroRange(offset: number, length: number, mode: ZeroMode): Promise<void> {
