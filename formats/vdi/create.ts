@@ -14,7 +14,7 @@ import {
   TYPE_FIXED,
   type VdiHeader,
 } from './header.ts';
-import { randomUuid, type UuidBytes } from './uuid.ts';
+import { parseUuid, randomUuid, type UuidBytes } from './uuid.ts';
 
 export interface VdiCreateOptions {
   /** Bytes, a multiple of 512. Of a child: the parent's when it is left out. */
@@ -27,6 +27,8 @@ export interface VdiCreateOptions {
   readonly blockExtra?: number;
   /** Makes a child of this VDI image: a linked clone. */
   readonly parent?: Storage;
+  /** Makes a child of an image of another format, by the ids it is known by (Layer.ids: uuidCreate, uuidModify); needs a size. */
+  readonly parentIds?: { readonly uuid: string; readonly modification: string };
   readonly comment?: string;
   /** Default: random. */
   readonly uuid?: UuidBytes;
@@ -54,7 +56,8 @@ export async function createVdi(storage: Storage, options: VdiCreateOptions): Pr
   if (blockExtra < 0 || blockExtra > MiB || (blockExtra & (blockExtra - 1)) !== 0)
     throw invalid(`${blockExtra} extra bytes are neither 0 nor a power of two up to 1 MiB`);
   const fixed = options.type === 'fixed';
-  if (fixed && parent !== undefined) throw invalid('a fixed image has no parent');
+  const link = parent ?? linkOf(options.parentIds, invalid);
+  if (fixed && link !== undefined) throw invalid('a fixed image has no parent');
   const cBlocks = divideUp(size, blockSize);
   const offData = alignUp(FIRST_MAP + 4 * cBlocks, MiB);
   if (cBlocks > MAX_BLOCKS || offData > 0xffffffff)
@@ -62,7 +65,7 @@ export async function createVdi(storage: Storage, options: VdiCreateOptions): Pr
       path: storage.path,
     });
   const header = encodeHeader({
-    type: parent !== undefined ? TYPE_DIFFERENCING : fixed ? TYPE_FIXED : TYPE_DYNAMIC,
+    type: link !== undefined ? TYPE_DIFFERENCING : fixed ? TYPE_FIXED : TYPE_DYNAMIC,
     comment: options.comment ?? '',
     offBlocks: FIRST_MAP,
     offData,
@@ -73,8 +76,8 @@ export async function createVdi(storage: Storage, options: VdiCreateOptions): Pr
     cBlocksAllocated: fixed ? cBlocks : 0,
     uuidCreate: options.uuid ?? randomUuid(),
     uuidModify: randomUuid(),
-    uuidLinkage: parent?.uuidCreate ?? new Uint8Array(16),
-    uuidParentModify: parent?.uuidModify ?? new Uint8Array(16),
+    uuidLinkage: link?.uuidCreate ?? new Uint8Array(16),
+    uuidParentModify: link?.uuidModify ?? new Uint8Array(16),
   });
   await storage.resize(0);
   await storage.resize(fixed ? offData + cBlocks * (blockSize + blockExtra) : offData);
@@ -85,6 +88,16 @@ export async function createVdi(storage: Storage, options: VdiCreateOptions): Pr
   await storage.writev(0, IoVec.of(header));
   await storage.sync();
   return parseHeader(header, storage.size, storage.path);
+}
+
+function linkOf(
+  ids: VdiCreateOptions['parentIds'],
+  invalid: (why: string) => LunetteError,
+): Pick<VdiHeader, 'uuidCreate' | 'uuidModify'> | undefined {
+  if (ids === undefined) return undefined;
+  const [uuidCreate, uuidModify] = [parseUuid(ids.uuid), parseUuid(ids.modification)];
+  if (uuidCreate === undefined || uuidModify === undefined) throw invalid('the parent has no ids that VDI can name');
+  return { uuidCreate, uuidModify };
 }
 
 /** The header of a file. @throws {ImageError} as parseHeader */

@@ -11,7 +11,7 @@ import { damage, exercise, survives } from '../support/hostile.ts';
 import { openLayer } from '../support/layers.ts';
 import { randomFor } from '../support/random.ts';
 
-const ROUNDS = Number(process.env.LUNETTE_FUZZ_ROUNDS ?? 10_000);
+const ROUNDS = Number(process.env.LUNETTE_FLIPS ?? 10_000);
 
 /** Map at 512, data at 1024: small, so that damage hits something. */
 async function smallImage(): Promise<Uint8Array> {

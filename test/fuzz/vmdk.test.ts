@@ -13,7 +13,7 @@ import { openDisk, openLayer, testContext } from '../support/layers.ts';
 import { type Random, randomFor } from '../support/random.ts';
 import { type Folder, newDisk } from '../support/vmdk-files.ts';
 
-const ROUNDS = Number(process.env.LUNETTE_FUZZ_ROUNDS ?? 10_000);
+const ROUNDS = Number(process.env.LUNETTE_FLIPS ?? 10_000);
 
 /** Files of a disk, and where in them damage does something. */
 interface Victim {

@@ -10,7 +10,10 @@ import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import { createVdi, type VdiCreateOptions } from '../../../../formats/vdi/create.ts';
 import { vdi } from '../../../../formats/vdi/driver.ts';
 import { uuidText } from '../../../../formats/vdi/uuid.ts';
+import { createVmdk } from '../../../../formats/vmdk/create.ts';
+import { vmdk } from '../../../../formats/vmdk/driver.ts';
 import { openDisk } from '../../../support/layers.ts';
+import { newFile } from '../../../support/new-file.ts';
 import { type Cleanup, temporaryDirectory } from '../../../support/temporary.ts';
 
 const BLOCK = 4096;
@@ -92,9 +95,7 @@ test('a parent that is nowhere near is not found, and the message has its id', a
 
 test('a parent outside the allowed folders is not even looked at; the message says which folder to allow', async (t) => {
   const { folder, paths } = await machineFolder(t);
-  const opened: string[] = [];
   const strict = hostFor(t, { gate: new DirectoryGate({ ownDirectory: true }) });
-  void opened;
   await assert.rejects(strict.open(paths.child), (error: Error & { code: string; help: string }) => {
     assert.equal(error.code, 'NOT_FOUND');
     assert.ok(error.help.includes(folder), error.help);
@@ -137,6 +138,34 @@ test('a parent that was written since is worth a warning; with strict it is an e
   assert.equal(await firstByte(host, paths.child), 8);
   assert.match(warnings.join(), /uuidModify .* may have been written since/);
   await assert.rejects(host.open(paths.child, { strict: true }), { code: 'CORRUPT' });
+});
+
+test('a VDI image stands on a VMDK disk that the registry names', async (t) => {
+  const folder = await temporaryDirectory(t);
+  const host = hostFor(t, { drivers: [vdi, vmdk, raw] });
+  const basePath = join(folder, 'base.vmdk');
+  const file = await newFile(basePath);
+  await createVmdk(file, { size: 4 * BLOCK });
+  await file.close();
+  const base = await host.open(basePath);
+  await base.writev(0, IoVec.of(new Uint8Array(BLOCK).fill(5)));
+  const ids = base.layers[0]?.ids ?? {};
+  await base.close();
+  const child = await imageBytes(0, {
+    size: 4 * BLOCK,
+    parentIds: { uuid: ids.uuidCreate ?? '', modification: ids.uuidModify ?? '' },
+  });
+  await mkdir(join(folder, 'Snapshots'));
+  const childPath = join(folder, 'Snapshots', 'child.vdi');
+  await writeFile(childPath, child.bytes);
+  await writeFile(
+    join(folder, 'vm.vbox'),
+    `<VirtualBox><Machine uuid="{}" name="vm"><MediaRegistry><HardDisks>
+      <HardDisk uuid="{${ids.uuidCreate}}" location="base.vmdk" format="VMDK" type="Normal">
+        <HardDisk uuid="{${child.uuid}}" location="Snapshots/child.vdi" format="VDI"/>
+      </HardDisk></HardDisks></MediaRegistry></Machine></VirtualBox>`,
+  );
+  assert.equal(await firstByte(host, childPath), 5);
 });
 
 test('an image that names itself as its parent is refused', async (t) => {
