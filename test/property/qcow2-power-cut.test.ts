@@ -90,10 +90,12 @@ async function prepare(random: Random): Promise<Workload> {
     bytes = again.toBytes();
   }
   assert.deepEqual(new Qcow2File(bytes).inspect(), { corruptions: [], leaks: [], missingCopied: [] });
-  const storage = new PowerCutStorage(random, bytes);
+  // On a block device, with more room or less than the image comes to need.
+  const device = random.chance(0.2) ? { spare: random.below(1200) * clusterSize } : {};
+  const storage = new PowerCutStorage(random, bytes, device);
   const model = new CutModel(storage, shown);
   const what =
-    `version ${version}, clusters of ${clusterSize}, ${refcountBits} refcount bits, ${size} bytes, ` +
+    `${storage.growsZeroed ? '' : 'on a device, '}version ${version}, clusters of ${clusterSize}, ${refcountBits} refcount bits, ${size} bytes, ` +
     `${snapshots.size} snapshots${parentBytes === undefined ? '' : ', with a parent'}`;
   return { what, storage, model, parentBytes, snapshots };
 }

@@ -25,7 +25,7 @@ export class PowerCutStorage implements Storage {
   readonly readOnly = false;
   readonly align = 1;
   readonly fd = null;
-  readonly growsZeroed = true;
+  readonly growsZeroed: boolean;
   maxSize = Number.MAX_SAFE_INTEGER;
   /** Thrown by the next calls, when it answers true. */
   failing: (call: 'write' | 'sync') => boolean = () => false;
@@ -38,11 +38,14 @@ export class PowerCutStorage implements Storage {
   readonly #writes: WriteEvent[] = [];
   readonly #syncs: { issuedAt: number; completedAt: number }[] = [];
 
-  constructor(random: Random, initial: Uint8Array, options: { path?: string } = {}) {
+  /** @param options.spare makes it a block device: so many bytes follow, which hold anything; it does not grow, nor discard to zeros */
+  constructor(random: Random, initial: Uint8Array, options: { path?: string; spare?: number } = {}) {
     this.#random = random;
-    this.#initial = initial.slice();
-    this.#bytes = initial.slice();
-    this.#size = initial.length;
+    this.growsZeroed = options.spare === undefined;
+    this.#initial = new Uint8Array(initial.length + (options.spare ?? 0)).fill(0xdd);
+    this.#initial.set(initial);
+    this.#bytes = this.#initial.slice();
+    this.#size = this.#initial.length;
     this.path = options.path ?? '/cut/image';
   }
 
@@ -62,7 +65,7 @@ export class PowerCutStorage implements Storage {
   }
 
   tryWritev(offset: number, iov: IoVec): boolean {
-    if (this.#random.chance(0.5) || offset + iov.byteLength > this.maxSize) return false;
+    if (this.#random.chance(0.5) || offset + iov.byteLength > Math.min(this.#size, this.maxSize)) return false;
     this.#begin(offset, flatten(iov)).completedAt = this.now++;
     return true;
   }
@@ -72,14 +75,15 @@ export class PowerCutStorage implements Storage {
   }
 
   async writeZeroes(offset: number, length: number): Promise<boolean> {
-    if (this.#random.chance(0.3)) return false;
+    if (this.#random.chance(0.3) || (!this.growsZeroed && offset + length > this.#size)) return false;
     await this.#write(offset, new Uint8Array(length));
     return true;
   }
 
   async discard(offset: number, length: number): Promise<boolean> {
     const inside = Math.min(length, Math.max(0, this.#size - offset));
-    if (inside > 0) await this.#write(offset, new Uint8Array(inside));
+    const shown = this.growsZeroed ? 0 : this.#random.below(256);
+    if (inside > 0) await this.#write(offset, new Uint8Array(inside).fill(shown));
     return true;
   }
 
@@ -148,7 +152,8 @@ export class PowerCutStorage implements Storage {
 
   async #write(offset: number, bytes: Uint8Array): Promise<void> {
     if (this.failing('write')) throw new StorageError('IO', 'injected failure of a write', { path: this.path });
-    if (offset + bytes.length > this.maxSize) throw new StorageError('NO_SPACE', 'no space left', { path: this.path });
+    const room = this.growsZeroed ? this.maxSize : this.#initial.length;
+    if (offset + bytes.length > room) throw new StorageError('NO_SPACE', 'no space left', { path: this.path });
     const event = this.#begin(offset, bytes);
     await this.#turns();
     event.completedAt = this.now++;
