@@ -128,14 +128,15 @@ export class ImageHost {
    * Opens one file without following anything it names: to say what it is. Reading guest data through it may fail.
    */
   async openLayer(path: string, options: OpenImageOptions = {}): Promise<Layer> {
-    const storage = await this.#openFile(path, true, options.lock === 'shared' ? 'shared' : 'read');
-    return this.#openDriver(storage, options.format, {
-      readOnly: true,
-      metadataOnly: true,
-      snapshot: options.snapshot,
-      member: options.member,
-      strict: options.strict,
-    });
+    const mode = options.lock === 'shared' ? 'shared' : 'read';
+    const storage = await this.#openFile(path, true, mode);
+    const { snapshot, member, strict } = options;
+    return this.#openDriver(
+      storage,
+      options.format,
+      { readOnly: true, metadataOnly: true, snapshot, member, strict },
+      mode,
+    );
   }
 
   /** Closes all images that are still open. */
@@ -144,9 +145,10 @@ export class ImageHost {
   }
 
   async #openTop(path: string, readOnly: boolean, shared: boolean, options: OpenImageOptions): Promise<Layer> {
-    const storage = await this.#openFile(path, readOnly, shared ? 'shared' : readOnly ? 'read' : 'write');
+    const mode = shared ? 'shared' : readOnly ? 'read' : 'write';
+    const storage = await this.#openFile(path, readOnly, mode);
     const { snapshot, strict, force, member } = options;
-    return this.#openDriver(storage, options.format, { readOnly, snapshot, strict, force, member });
+    return this.#openDriver(storage, options.format, { readOnly, snapshot, strict, force, member }, mode);
   }
 
   /** Opens a file with its lock and its entry in the books; both end when the storage closes. */
@@ -202,10 +204,12 @@ export class ImageHost {
     };
   }
 
+  /** @param mode the lock that the file has: further files that are only read get the same, unless it is for writing */
   async #openDriver(
     storage: Storage,
     format: string | undefined,
     options: Omit<LayerOpenOptions, 'context'>,
+    mode: LockMode,
   ): Promise<Layer> {
     let driver: FormatDriver;
     try {
@@ -216,7 +220,7 @@ export class ImageHost {
       throw error;
     }
     try {
-      return await driver.open(storage, { ...options, context: this.#context(options.strict ?? false) });
+      return await driver.open(storage, { ...options, context: this.#context(options.strict ?? false, mode) });
     } catch (error) {
       await storage.close(); // the driver has done so; a second close is harmless
       if (error instanceof LunetteError) error.path ??= storage.path;
@@ -224,12 +228,12 @@ export class ImageHost {
     }
   }
 
-  #context(strict: boolean): LayerContext {
+  #context(strict: boolean, mode: LockMode): LayerContext {
     return {
       cache: this.cache,
       openReferenced: async (reference, from, kind, { readOnly }) => {
         const path = this.#resolve(reference, from, kind);
-        return this.#openFile(path, readOnly, readOnly ? 'read' : 'write');
+        return this.#openFile(path, readOnly, !readOnly ? 'write' : mode === 'write' ? 'read' : mode);
       },
       warn: (message, from) => {
         if (strict) throw new ImageError('CORRUPT', message, { path: from.path });
@@ -267,7 +271,7 @@ export class ImageHost {
       }
       const { storage } = child;
       checkParentIds(child, layer, options.ignoreCid ?? false, (message) =>
-        this.#context(strict).warn(message, storage),
+        this.#context(strict, 'read').warn(message, storage),
       );
       layers.push(layer);
       child = layer;
@@ -327,8 +331,9 @@ export class ImageHost {
   }
 
   async #openBaseLayer(storage: Storage, format: string | undefined, shared: boolean, strict: boolean): Promise<Layer> {
-    const entered = await this.#enter(storage, true, shared ? 'shared' : 'backing');
-    return this.#openDriver(entered, format, { readOnly: true, strict });
+    const mode = shared ? 'shared' : 'backing';
+    const entered = await this.#enter(storage, true, mode);
+    return this.#openDriver(entered, format, { readOnly: true, strict }, mode);
   }
 
   /** The path of a file that an image names, once the gate has let it through. */

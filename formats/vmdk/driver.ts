@@ -67,7 +67,7 @@ async function openVmdk(storage: Storage, options: LayerOpenOptions): Promise<Vm
   const shared = { storage, place, parent, readOnly, leases: new LeaseBook() };
   if (options.metadataOnly === true && !place.embedded)
     return new VmdkOutline({ ...shared, readOnly: true, extents: [], files: [] });
-  const files: Storage[] = [];
+  const files = new Map<string, Storage>();
   const extents: VmdkExtent[] = [];
   const how: ExtentOptions = {
     readOnly,
@@ -77,7 +77,7 @@ async function openVmdk(storage: Storage, options: LayerOpenOptions): Promise<Vm
   };
   try {
     if (place.embedded) extents.push(await openOwnExtent(storage, descriptor, how));
-    else for (const line of descriptor.extents) extents.push(await openExtent(line, storage, files, how));
+    else for (const line of descriptor.extents) extents.push(await openExtent(line, place, files, how));
     if (extents.length === 0)
       throw new ImageError('BAD_HEADER', 'its descriptor has no extents', { path: storage.path });
     // A disk that has nothing to write to is one to read.
@@ -88,10 +88,10 @@ async function openVmdk(storage: Storage, options: LayerOpenOptions): Promise<Vm
         help: 'Convert it to monolithicSparse to write to it',
       });
     }
-    return new VmdkLayer({ ...shared, readOnly: !writes, extents, files });
+    return new VmdkLayer({ ...shared, readOnly: !writes, extents, files: [...files.values()] });
   } catch (error) {
     for (const extent of extents) extent.release();
-    await settle(files.map((file) => file.close()));
+    await settle([...files.values()].map((file) => file.close()));
     throw error;
   }
 }
@@ -189,23 +189,31 @@ async function openOwnExtent(
 
 async function openExtent(
   line: ExtentLine,
-  from: Storage,
-  files: Storage[],
+  place: DescriptorPlace,
+  files: Map<string, Storage>,
   options: ExtentOptions,
 ): Promise<VmdkExtent> {
   if (line.type === 'ZERO' || line.access === 'NOACCESS' || line.file === undefined)
     return new ZeroExtent(line.length, line.access === 'NOACCESS' ? 'NOACCESS' : 'ZERO');
-  const writable = !options.readOnly && line.access === 'RW';
-  const fail = (code: 'UNSUPPORTED' | 'TRUNCATED' | 'DENIED', why: string): never => {
+  const from = place.storage;
+  const fail = (code: 'UNSUPPORTED' | 'TRUNCATED' | 'DENIED' | 'BAD_HEADER', why: string): never => {
     throw new ImageError(code, `line ${line.line} of its descriptor: ${why}`, { path: from.path });
   };
-  const { type, length, offset } = line;
-  if (!['FLAT', 'VMFS', 'SPARSE', 'VMFSSPARSE', 'SESPARSE'].includes(type))
-    fail('UNSUPPORTED', `extents of type ${type}`);
-  const storage = await options.context.openReferenced(line.file, from, 'extent', { readOnly: !writable });
-  files.push(storage);
+  const { type, length, offset, file } = line;
+  const isFlat = type === 'FLAT' || type === 'VMFS';
+  if (!isFlat && !['SPARSE', 'VMFSSPARSE', 'SESPARSE'].includes(type)) fail('UNSUPPORTED', `extents of type ${type}`);
+  const sharing = place.descriptor.extents.filter((other) => other.file === file && other.access !== 'NOACCESS');
+  if (!isFlat && sharing.length > 1) fail('BAD_HEADER', `${file} is the file of another extent as well`);
+  const writable = !options.readOnly && line.access === 'RW';
+  let storage = files.get(file);
+  if (storage === undefined) {
+    // Several flat extents may be parts of one file: it is open once, for what the most demanding of them does.
+    const readOnly = options.readOnly || sharing.every((other) => other.access !== 'RW');
+    storage = await options.context.openReferenced(file, from, 'extent', { readOnly });
+    files.set(file, storage);
+  }
   if (storage.fd !== null && !fstatSync(storage.fd).isFile()) fail('DENIED', `${storage.path} is no plain file`);
-  if (type === 'FLAT' || type === 'VMFS') {
+  if (isFlat) {
     if (offset + length > storage.size)
       fail('TRUNCATED', `${storage.path} has ${storage.size} bytes, the extent ends at ${offset + length}`);
     return new FlatExtent(storage, { offset, length, writable, type });

@@ -1,4 +1,4 @@
-import { open, readdir, stat } from 'node:fs/promises';
+import { open, readdir, realpath, stat } from 'node:fs/promises';
 import path from 'node:path';
 import { looksLikeDescriptor, MAX_DESCRIPTOR, VmdkDescriptor } from './descriptor.ts';
 import { HOSTED_HEADER, MAGIC_HOSTED, SECTOR } from './header.ts';
@@ -15,7 +15,7 @@ const HEAD = 64 * 1024;
  * @returns the path of the child's descriptor
  */
 export async function findChild(image: string): Promise<string | undefined> {
-  const own = path.resolve(image);
+  const own = await realpath(image).catch(() => path.resolve(image));
   const folder = path.dirname(own);
   const names = await readdir(folder).catch(() => []);
   let looked = 0;
@@ -24,7 +24,9 @@ export async function findChild(image: string): Promise<string | undefined> {
     if (!name.toLowerCase().endsWith('.vmdk') || file === own) continue;
     if (++looked > MAX_FILES) break;
     const hint = (await descriptorOf(file))?.get('parentFileNameHint');
-    if (hint !== undefined && path.resolve(folder, hint) === own) return file;
+    if (hint === undefined) continue;
+    const named = path.resolve(folder, hint);
+    if ((await realpath(named).catch(() => named)) === own) return file;
   }
   return undefined;
 }

@@ -193,6 +193,32 @@ test('RDONLY extents are read and refuse writes; NOACCESS and ZERO extents are z
   await disk.close();
 });
 
+test('flat extents may be parts of one file, which is open once; sparse ones may not', async () => {
+  const bytes = new Uint8Array(16 * 512).fill(1, 0, 4096).fill(2, 4096);
+  const file = new MemoryStorage({ path: '/memory/a.vmdk', bytes });
+  let opens = 0;
+  const context = {
+    ...testContext(),
+    openReferenced: async () => {
+      opens++;
+      return file;
+    },
+  };
+  const text = (type: string) =>
+    Buffer.from(`version=1\nCID=1\ncreateType="custom"\nRDONLY 8 ${type} "a.vmdk" 8\nRW 8 ${type} "a.vmdk" 0\n`);
+  const disk = await openDisk(vmdk, new MemoryStorage({ bytes: text('FLAT') }), { context });
+  const read = new Uint8Array(disk.size);
+  await disk.readv(0, IoVec.of(read));
+  assert.deepEqual([opens, read[0], read[4096]], [1, 2, 1]);
+  await disk.writev(4096, filled(7, 512));
+  await assert.rejects(disk.writev(0, filled(7, 512)), { code: 'READ_ONLY' });
+  await disk.close();
+  await assert.rejects(openLayer(vmdk, new MemoryStorage({ bytes: text('SPARSE') }), { context }), {
+    code: 'BAD_HEADER',
+    message: /line 4/,
+  });
+});
+
 test('an embedded extent is read whatever name the descriptor gives it', async () => {
   const bytes = (await baseWith(6)).toBytes();
   const disk = await openDisk(vmdk, new MemoryStorage({ path: '/elsewhere/renamed.vmdk', bytes }));
