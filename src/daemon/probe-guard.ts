@@ -23,6 +23,8 @@ export class ProbeGuard implements Image {
   #queue: Promise<void> = Promise.resolve();
   /** Changes that wait or run: the synchronous calls keep off the head meanwhile. */
   #queued = 0;
+  /** Where the furthest of them ends: behind the head, what begins below waits for its turn as well. */
+  #queuedEnd = HEAD;
 
   /** @param warn is told once, when the first write is refused */
   constructor(image: Image, warn: (text: string) => void) {
@@ -47,46 +49,50 @@ export class ProbeGuard implements Image {
   }
 
   tryReadv(offset: number, iov: IoVec): boolean {
-    return (offset >= HEAD || this.#queued === 0) && this.#image.tryReadv(offset, iov);
+    return !this.#overtakes(offset) && this.#image.tryReadv(offset, iov);
   }
 
   readv(offset: number, iov: IoVec): Promise<void> {
     // A read must not pass an earlier write that still waits to be judged.
-    if (offset >= HEAD || this.#queued === 0) return this.#image.readv(offset, iov);
+    if (!this.#overtakes(offset)) return this.#image.readv(offset, iov);
     return this.#queue.then(() => this.#image.readv(offset, iov));
   }
 
   tryWritev(offset: number, iov: IoVec): boolean {
-    return offset >= HEAD && this.#image.tryWritev(offset, iov);
+    return offset >= HEAD && !this.#overtakes(offset) && this.#image.tryWritev(offset, iov);
   }
 
   writev(offset: number, iov: IoVec): Promise<void> {
-    if (offset >= HEAD) return this.#image.writev(offset, iov);
+    if (offset >= HEAD) return this.#behindHead(offset, iov.byteLength, () => this.#image.writev(offset, iov));
     return this.#judged(
+      offset + iov.byteLength,
       (head) => iov.copyOut(0, head.subarray(offset)),
       () => this.#image.writev(offset, iov),
     );
   }
 
   writeZeroes(offset: number, length: number, unmap: boolean): Promise<void> {
-    if (offset >= HEAD) return this.#image.writeZeroes(offset, length, unmap);
+    if (offset >= HEAD) return this.#behindHead(offset, length, () => this.#image.writeZeroes(offset, length, unmap));
     return this.#judged(
+      offset + length,
       (head) => head.fill(0, offset, offset + length),
       () => this.#image.writeZeroes(offset, length, unmap),
     );
   }
 
   discard(offset: number, length: number): Promise<void> {
-    if (offset >= HEAD) return this.#image.discard(offset, length);
+    if (offset >= HEAD) return this.#behindHead(offset, length, () => this.#image.discard(offset, length));
     return this.#judged(
+      offset + length,
       (head) => head.fill(0, offset, offset + length),
       () => this.#image.discard(offset, length),
     );
   }
 
   readModifyWrite(offset: number, length: number, change: (bytes: Uint8Array) => boolean): Promise<void> {
-    if (offset >= HEAD) return this.#image.readModifyWrite(offset, length, change);
-    return this.#inTurn(async () => {
+    if (offset >= HEAD)
+      return this.#behindHead(offset, length, () => this.#image.readModifyWrite(offset, length, change));
+    return this.#inTurn(offset + length, async () => {
       const head = await this.#readHead();
       let refused: string | undefined;
       await this.#image.readModifyWrite(offset, length, (bytes) => {
@@ -125,8 +131,8 @@ export class ProbeGuard implements Image {
   }
 
   /** Runs a change of the head unless what it leaves would look like another format. */
-  #judged(apply: (head: Uint8Array) => void, run: () => Promise<void>): Promise<void> {
-    return this.#inTurn(async () => {
+  #judged(end: number, apply: (head: Uint8Array) => void, run: () => Promise<void>): Promise<void> {
+    return this.#inTurn(end, async () => {
       const head = await this.#readHead();
       apply(head);
       const format = formatOfHead(head);
@@ -135,10 +141,21 @@ export class ProbeGuard implements Image {
     });
   }
 
-  #inTurn(work: () => Promise<void>): Promise<void> {
+  /** Whether something at `offset` may overlap a change that waits or runs. */
+  #overtakes(offset: number): boolean {
+    return this.#queued > 0 && offset < this.#queuedEnd;
+  }
+
+  /** Runs a change that does not touch the head: now, unless it would pass an earlier one that reaches that far. */
+  #behindHead(offset: number, length: number, run: () => Promise<void>): Promise<void> {
+    return this.#overtakes(offset) ? this.#inTurn(offset + length, run) : run();
+  }
+
+  #inTurn(end: number, work: () => Promise<void>): Promise<void> {
     this.#queued++;
+    this.#queuedEnd = Math.max(this.#queuedEnd, end);
     const done = this.#queue.then(work).finally(() => {
-      this.#queued--;
+      if (--this.#queued === 0) this.#queuedEnd = HEAD;
     });
     this.#queue = done.catch(() => undefined);
     return done;

@@ -96,3 +96,23 @@ test('a read of the start comes after writes to it that still wait', async () =>
   assert.equal(Buffer.from(iov.contiguous()).toString(), 'abcd');
   await written;
 });
+
+test('what lies behind the first bytes does not pass an earlier call that reaches there', async () => {
+  const { guard, image } = await guarded();
+  const filled = (value: number, length: number) => IoVec.of(new Uint8Array(length).fill(value));
+  const first = guard.writev(0, filled(1, 16384));
+  assert.equal(guard.tryWritev(4096, filled(2, 4096)), false);
+  const second = guard.writev(4096, filled(2, 4096));
+  const zeroes = guard.writeZeroes(8192, 4096, false);
+  const seen = bytesOf(guard, 12288, 4096);
+  // Nobody reaches that far: it need not wait.
+  assert.equal(guard.tryWritev(32768, filled(3, 4096)), true);
+  await Promise.all([first, second, zeroes]);
+  assert.deepEqual(await seen, Buffer.alloc(4096, 1));
+  const after = await bytesOf(image, 0, 16384);
+  assert.deepEqual(
+    [0, 4096, 8192, 12288].map((at) => after[at]),
+    [1, 2, 0, 1],
+  );
+  assert.equal(guard.tryWritev(4096, filled(4, 4096)), true);
+});
