@@ -306,3 +306,18 @@ test('extents and parents outside the image’s folder are refused before anythi
   );
   await assert.rejects(host.open(path, { readOnly: true }), { code: 'CORRUPT', message: /comes back/ });
 });
+
+test('a full disk fails the write, and writing goes on when there is room again', async () => {
+  const storage = await sparse(8);
+  const disk = await openDisk(vmdk, storage);
+  await disk.writev(0, IoVec.of(new Uint8Array(65536).fill(1)));
+  storage.maxSize = storage.size;
+  await assert.rejects(disk.writev(65536, IoVec.of(new Uint8Array(65536).fill(2))), { code: 'NO_SPACE' });
+  storage.maxSize = Number.MAX_SAFE_INTEGER;
+  await disk.writev(2 * 65536, IoVec.of(new Uint8Array(65536).fill(3)));
+  await disk.flush();
+  const bytes = new Uint8Array(3 * 65536);
+  await disk.readv(0, IoVec.of(bytes));
+  assert.deepEqual([bytes[0], bytes[65536], bytes[131072]], [1, 0, 3]);
+  await disk.close();
+});

@@ -1,0 +1,69 @@
+import assert from 'node:assert/strict';
+import { execFileSync } from 'node:child_process';
+import { symlink, writeFile } from 'node:fs/promises';
+import { dirname, join } from 'node:path';
+import { test } from 'node:test';
+import { IoVec } from '../../../../formats/core/iov.ts';
+import { ImageHost } from '../../../../formats/open.ts';
+import { createVmdk, type VmdkCreateOptions } from '../../../../formats/vmdk/create.ts';
+import { findChild } from '../../../../formats/vmdk/siblings.ts';
+import { newFile } from '../../../support/new-file.ts';
+import { temporaryDirectory } from '../../../support/temporary.ts';
+
+async function make(path: string, options: Partial<VmdkCreateOptions> = {}): Promise<void> {
+  const storage = await newFile(path);
+  await createVmdk(storage, { size: 65536, ...options, createFile: (name) => newFile(join(dirname(path), name)) });
+  await storage.close();
+}
+
+test('the disk that stands on another is found by its descriptor, in it or beside it', async (t) => {
+  for (const type of ['monolithicSparse', 'vmfsSparse'] as const) {
+    const folder = await temporaryDirectory(t);
+    const base = join(folder, 'base.vmdk');
+    await make(base, { type: 'monolithicFlat' });
+    assert.equal(await findChild(base), undefined);
+    await writeFile(join(folder, 'aaa.vmdk'), 'no descriptor');
+    await writeFile(join(folder, 'bbb.vmdk'), 'version=1\nparentFileNameHint="other.vmdk"\nRW x\n');
+    await make(join(folder, 'child.vmdk'), { type, parent: { hint: 'base.vmdk', cid: 5 } });
+    assert.equal(await findChild(base), join(folder, 'child.vmdk'));
+    await symlink(base, join(folder, 'link'));
+    assert.equal(await findChild(join(folder, 'link')), join(folder, 'child.vmdk'));
+  }
+});
+
+test('what is no plain file is not opened in the search', async (t) => {
+  const folder = await temporaryDirectory(t);
+  await make(join(folder, 'base.vmdk'));
+  execFileSync('mkfifo', [join(folder, 'pipe.vmdk')]);
+  await symlink('/dev/zero', join(folder, 'zero.vmdk'));
+  assert.equal(await findChild(join(folder, 'base.vmdk')), undefined);
+});
+
+test('a base is not opened for writing under its delta, unless forced; reading it is fine', async (t) => {
+  const folder = await temporaryDirectory(t);
+  const base = join(folder, 'base.vmdk');
+  await make(base);
+  await make(join(folder, 'child.vmdk'), { parent: { hint: './base.vmdk', cid: 5 } });
+  const host = new ImageHost();
+  t.after(() => host.close());
+  await assert.rejects(host.open(base), { code: 'LOCKED', message: /child\.vmdk stands on it/ });
+  await (await host.open(base, { readOnly: true })).close();
+  await (await host.open(base, { force: true })).close();
+});
+
+test('whoever shares a disk with its writer shares its extents as well', async (t) => {
+  const path = join(await temporaryDirectory(t), 'disk.vmdk');
+  await make(path, { type: 'twoGbMaxExtentSparse' });
+  const host = new ImageHost();
+  t.after(() => host.close());
+  const writer = await host.open(path);
+  await writer.writev(0, IoVec.of(new Uint8Array(512).fill(4)));
+  await writer.flush();
+  await assert.rejects(host.open(path, { readOnly: true }), { code: 'LOCKED' });
+  const reader = await host.open(path, { readOnly: true, lock: 'shared' });
+  const byte = new Uint8Array(1);
+  await reader.readv(0, IoVec.of(byte));
+  assert.equal(byte[0], 4);
+  await reader.close();
+  await writer.close();
+});
