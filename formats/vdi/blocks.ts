@@ -12,7 +12,7 @@ export class PhysicalBlocks {
   next: number;
   /** The most indexes that the header may count. */
   #limit: number;
-  /** Indexes below `next` that nothing refers to, highest first. */
+  /** Indexes below `next` that nothing refers to; the last is taken first. */
   #free: number[];
   #retired: number[] = [];
 
@@ -26,10 +26,6 @@ export class PhysicalBlocks {
     return this.#free.length;
   }
 
-  get hasRetired(): boolean {
-    return this.#retired.length > 0;
-  }
-
   /** A place for a block; undefined when there is none until retired ones are free. */
   tryTake(): number | undefined {
     const index = this.#free.pop();
@@ -40,7 +36,7 @@ export class PhysicalBlocks {
   /** Gives back a place that no map has named. */
   giveBack(index: number): void {
     if (index === this.next - 1) this.next--;
-    else this.#insert([index]);
+    else this.#free.push(index);
   }
 
   /** Nothing in memory refers to the place any more, but the file may. */
@@ -57,16 +53,11 @@ export class PhysicalBlocks {
 
   /** Undoes takeRetired(). */
   putRetired(indexes: readonly number[]): void {
-    this.#retired.push(...indexes);
+    for (const index of indexes) this.#retired.push(index);
   }
 
   free(indexes: readonly number[]): void {
-    this.#insert(indexes);
-  }
-
-  /** Free places below `next`, lowest first. */
-  freeIndexes(): number[] {
-    return [...this.#free].reverse();
+    for (const index of indexes) this.#free.push(index);
   }
 
   /** All blocks are below `count` now, and none of those is free. */
@@ -80,10 +71,6 @@ export class PhysicalBlocks {
     this.next = next;
     this.#limit = limit;
     this.#free = this.#free.filter((index) => index >= shift).map((index) => index - shift);
-  }
-
-  #insert(indexes: readonly number[]): void {
-    this.#free = this.#free.concat(indexes).sort((a, b) => b - a);
   }
 }
 

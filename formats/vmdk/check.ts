@@ -126,26 +126,34 @@ async function subjectOf(storage: Storage): Promise<Subject | undefined> {
   };
 }
 
-/** A set of sectors, in pages: files are sparse in it. */
+/** Bits of PAGE_SECTORS sectors; without bits once all are set. */
+interface Page {
+  bits: Uint8Array | undefined;
+  count: number;
+}
+
+const PAGE_SECTORS = 32768;
+
+/** A set of sectors. Files are dense as a rule: pages that are full take no room. */
 class SectorSet {
-  readonly #pages = new Map<number, Uint8Array>();
+  readonly #pages = new Map<number, Page>();
 
   /** Adds sectors up to the first that is in the set already. @returns how many were added */
   addRun(sector: number, count: number): number {
     for (let at = sector; at < sector + count; ) {
       const page = this.#page(at);
+      const { bits } = page;
+      if (bits === undefined) return at - sector;
       const index = at % PAGE_SECTORS;
       const byte = index >>> 3;
       // Eight at once where they are all new: grains are long runs.
-      if ((index & 7) === 0 && at + 8 <= sector + count && page[byte] === 0) {
-        page[byte] = 0xff;
-        at += 8;
-        continue;
-      }
-      const bit = 1 << (index & 7);
-      if (((page[byte] as number) & bit) !== 0) return at - sector;
-      page[byte] = (page[byte] as number) | bit;
-      at++;
+      const eight = (index & 7) === 0 && at + 8 <= sector + count && bits[byte] === 0;
+      const mask = eight ? 0xff : 1 << (index & 7);
+      if (((bits[byte] as number) & mask) !== 0) return at - sector;
+      bits[byte] = (bits[byte] as number) | mask;
+      at += eight ? 8 : 1;
+      page.count += eight ? 8 : 1;
+      if (page.count === PAGE_SECTORS) page.bits = undefined;
     }
     return count;
   }
@@ -153,24 +161,23 @@ class SectorSet {
   hasAny(sector: number, count: number): boolean {
     for (let at = sector; at < sector + count; at++) {
       const page = this.#pages.get(Math.floor(at / PAGE_SECTORS));
+      if (page === undefined) continue;
       const index = at % PAGE_SECTORS;
-      if (page !== undefined && ((page[index >>> 3] as number) & (1 << (index & 7))) !== 0) return true;
+      if (page.bits === undefined || ((page.bits[index >>> 3] as number) & (1 << (index & 7))) !== 0) return true;
     }
     return false;
   }
 
-  #page(sector: number): Uint8Array {
+  #page(sector: number): Page {
     const number = Math.floor(sector / PAGE_SECTORS);
     let page = this.#pages.get(number);
     if (page === undefined) {
-      page = new Uint8Array(PAGE_SECTORS / 8);
+      page = { bits: new Uint8Array(PAGE_SECTORS / 8), count: 0 };
       this.#pages.set(number, page);
     }
     return page;
   }
 }
-
-const PAGE_SECTORS = 32768;
 
 class ExtentCheck {
   readonly #subject: Subject;

@@ -196,24 +196,25 @@ export function checkTablePlaces(parts: GrainTableParts): void {
   const sectors = Math.ceil((4 * entries) / SECTOR);
   const copies = [parts.directory, parts.redundant].filter((copy) => copy !== undefined);
   const places: { start: number; end: number }[] = [{ start: 0, end: 1 }];
-  const starts: number[] = [];
+  const sorted = new Float64Array(copies.reduce((sum, { count }) => sum + count, 0));
+  let used = 0;
   for (const { offset, count, bytes } of copies) {
     places.push({ start: offset / SECTOR, end: (offset + 4 * count) / SECTOR });
     for (let i = 0; i < count; i++) {
       const sector = getU32LE(bytes, 4 * i);
-      if (sector !== 0) starts.push(sector);
+      if (sector !== 0) sorted[used++] = sector;
     }
   }
-  const sorted = Float64Array.from(starts).sort();
+  const starts = sorted.subarray(0, used).sort();
   const fail = (sector: number, why: string): never => {
     throw new ImageError('CORRUPT', `it cannot be written: the grain table at sector ${sector} ${why}`, {
       path: storage.path,
       help: 'Check it with repair first, or open it read-only',
     });
   };
-  for (const [i, start] of sorted.entries()) {
+  for (const [i, start] of starts.entries()) {
     if ((start + sectors) * SECTOR > storage.size) fail(start, 'is past the end of the file');
-    if (i > 0 && start < (sorted[i - 1] as number) + sectors) fail(start, 'lies in another one');
+    if (i > 0 && start < (starts[i - 1] as number) + sectors) fail(start, 'lies in another one');
     if (places.some((place) => start < place.end && place.start < start + sectors))
       fail(start, 'lies in the header or a directory');
   }

@@ -45,8 +45,8 @@ export const HOSTED_HEADER = new Struct(
 export const NEWLINE_TEST = Uint8Array.of(0x0a, 0x20, 0x0d, 0x0a);
 /** Most sectors in a grain: 64 MiB of memory for a partial write. */
 const MAX_GRAIN = 0x20000;
-/** Directory entries: 32 MiB of memory. Two TiB in grains of 8 sectors need 2^20. */
-export const MAX_DIRECTORY = 2 ** 23;
+/** Directory entries: 8 MiB of memory. Two TiB in grains of 8 sectors, the least that the specification allows, need 2^20. */
+export const MAX_DIRECTORY = 2 ** 21;
 
 export type HostedHeader = StructOf<typeof HOSTED_HEADER> & {
   /** The directory's place is in the footer. */
