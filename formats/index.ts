@@ -2,6 +2,7 @@
 export { SharedBlockCache } from './cache/block-cache.ts';
 export type { BlockCache, BlockCacheStats } from './cache/cache.ts';
 export { loadLz4 } from './cache/lz4.ts';
+export { type CheckImageOptions, checkImage, type ImageCheck } from './check.ts';
 export * from './core/errors.ts';
 export { IoVec } from './core/iov.ts';
 export { formatSize, parseSize } from './core/units.ts';
@@ -13,6 +14,7 @@ export { DirectoryGate, OPEN_GATE, type OpenGate } from './image/gate.ts';
 export type { Image, ImageLimits } from './image/image.ts';
 export type { Layer, LayerInfo, ResizeOptions, SnapshotInfo } from './image/layer.ts';
 export { ImageHost, type ImageHostOptions, type OpenImageOptions } from './open.ts';
+export { type CheckQcow2Options, checkQcow2 } from './qcow2/check.ts';
 export { createQcow2 } from './qcow2/create.ts';
 export { loadZstd } from './qcow2/zstd.ts';
 export { DRIVERS } from './registry.ts';

@@ -5,6 +5,16 @@ export const DONE = 0;
 export const FAILED = 1;
 export const USAGE = 2;
 
+/** Ends a command that has printed its result with a status that is part of the result: nothing more is printed. */
+export class CommandStatus extends Error {
+  readonly status: number;
+
+  constructor(status: number) {
+    super(`status ${status}`);
+    this.status = status;
+  }
+}
+
 interface Row {
   readonly status: number;
   /** What to do when the error itself does not say: one sentence. */
@@ -17,7 +27,7 @@ export const EXIT_TABLE: Readonly<Record<ErrorCode, Row>> = {
   BAD_HEADER: { status: FAILED },
   TRUNCATED: { status: FAILED, help: 'Was the file copied completely?' },
   UNSUPPORTED: { status: FAILED },
-  CORRUPT: { status: FAILED, help: 'Make a copy, then see what a consistency check finds: qemu-img check IMAGE.' },
+  CORRUPT: { status: FAILED, help: 'Make a copy, then see what a consistency check finds: lunette check IMAGE.' },
   PARENT_MISMATCH: { status: FAILED },
   DENIED: { status: FAILED, help: 'If you trust this image, allow the directory of that file: --allow DIR.' },
   NOT_FOUND: { status: FAILED },

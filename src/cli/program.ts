@@ -1,17 +1,19 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { UsageError } from '../../formats/core/errors.ts';
+import { registerCheck } from './commands/check.ts';
 import { registerDoctor } from './commands/doctor.ts';
 import { registerExport } from './commands/export.ts';
 import { registerInfo } from './commands/info.ts';
 import type { CliContext } from './context.ts';
-import { DONE, reportError, USAGE } from './exit.ts';
+import { CommandStatus, DONE, reportError, USAGE } from './exit.ts';
 
 const EXAMPLES = `
 Examples:
   lunette export disk.qcow2                 serve an image over iSCSI on this machine
   lunette export --ephemeral disk.qcow2     the same, writes are thrown away at the end
   lunette info disk.qcow2                   what it is
+  lunette check disk.qcow2                  whether it is consistent
   lunette doctor                            what this machine can do
 
 lunette COMMAND --help says more about each.
@@ -35,6 +37,7 @@ export function createProgram(context: CliContext): Command {
     .exitOverride();
   registerExport(program, context);
   registerInfo(program, context);
+  registerCheck(program, context);
   registerDoctor(program, context);
   for (const command of program.commands) {
     command.copyInheritedSettings(program).configureHelp({ showGlobalOptions: true });
@@ -59,6 +62,7 @@ export async function runCli(args: readonly string[], context: CliContext): Prom
 }
 
 function showError(error: unknown, args: readonly string[], context: CliContext): number {
+  if (error instanceof CommandStatus) return error.status;
   if (error instanceof CommanderError) {
     if (error.exitCode === 0) return DONE; // --help, --version
     if (error.code === 'commander.help') return USAGE; // no command given: the help was printed

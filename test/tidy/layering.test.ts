@@ -33,8 +33,21 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
     'formats/storage',
     'formats/core',
   ],
+  // One call for the checks of all formats.
+  'formats/check': [
+    'formats/registry',
+    'formats/driver',
+    'formats/qcow2',
+    'formats/vmdk',
+    'formats/vdi',
+    'formats/image',
+    'formats/cache',
+    'formats/storage',
+    'formats/core',
+  ],
   // The library's public face names what is in all rooms.
   'formats/index': [
+    'formats/check',
     'formats/open',
     'formats/registry',
     'formats/driver',

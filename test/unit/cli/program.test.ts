@@ -23,7 +23,7 @@ test('without a command the help goes to stderr and the status is 2', async () =
 });
 
 test('every command has a help with examples, on stdout, with the global options', async () => {
-  for (const command of ['export', 'info', 'doctor']) {
+  for (const command of ['export', 'info', 'check', 'doctor']) {
     const { status, stdout, stderr } = await cli(command, '--help');
     assert.equal(status, 0);
     assert.equal(stderr, '');
