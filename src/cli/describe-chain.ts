@@ -1,7 +1,8 @@
 import { ImageError } from '../../formats/core/errors.ts';
 import type { Layer } from '../../formats/image/layer.ts';
 import { createGate, createHost, explainFormat, type HostOptions, refuseForeign } from '../open/host.ts';
-import { parseImageName } from '../open/name.ts';
+import { parseImageName, parseImageSource } from '../open/name.ts';
+import { openNbdImage } from '../open/nbd-image.ts';
 import { combine, type ImageInfo, imageInfo } from './image-info.ts';
 
 /** QEMU has no limit on the length of a chain; a file that is written for it can make one of any length. */
@@ -27,13 +28,15 @@ interface ToDescribe {
 
 /** What an image is, and with `backingChain` what is below it, top first. Each file is opened alone, and closed again. */
 export async function describeChain(image: string, options: DescribeOptions): Promise<ImageInfo[]> {
+  const name = parseImageSource(image);
+  if (name.kind === 'nbd') return [await describeRemote(name.url, options)];
   const gate = createGate(options);
   const host = createHost(options);
   const chain: ImageInfo[] = [];
   const seen = new Set<string>();
   let next: ToDescribe | undefined = {
     filename: image,
-    path: parseImageName(image).path,
+    path: name.path,
     format: options.format,
   };
   while (next !== undefined) {
@@ -66,6 +69,16 @@ export async function describeChain(image: string, options: DescribeOptions): Pr
     }
   }
   return chain;
+}
+
+/** An export of an NBD server: its bytes are a raw disk. */
+async function describeRemote(url: string, options: DescribeOptions): Promise<ImageInfo> {
+  const image = await openNbdImage(url, { format: options.format, readOnly: true });
+  try {
+    return imageInfo(url, { format: image.format, virtualSize: image.size, dirty: false }, image.size, options);
+  } finally {
+    await image.close().catch(() => undefined);
+  }
 }
 
 /** The file that a backing reference means. @throws {ImageError} UNSUPPORTED when it means something else than a file */

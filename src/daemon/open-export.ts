@@ -2,14 +2,15 @@ import { LunetteError } from '../../formats/core/errors.ts';
 import type { Image } from '../../formats/image/image.ts';
 import type { ChainImage, ImageHost, Layer } from '../../formats/index.ts';
 import { explainFormat, refuseForeign } from '../open/host.ts';
-import { parseImageName } from '../open/name.ts';
+import { parseImageSource } from '../open/name.ts';
+import { openNbdImage } from '../open/nbd-image.ts';
 import type { ServerLog } from './log.ts';
 import { openEphemeral, openOverlay } from './overlay.ts';
 import { ProbeGuard } from './probe-guard.ts';
 
 /** One image to serve, and how. */
 export interface ExportRequest {
-  /** As a person types it: a path. */
+  /** As a person types it: a path or an NBD URL. */
   readonly image: string;
   /** Trust no probing. */
   readonly format?: string | undefined;
@@ -60,7 +61,9 @@ function isOverlaid(request: ExportRequest): boolean {
  * @throws {LunetteError} what ImageHost.open throws; UNSUPPORTED for URLs and unknown formats
  */
 export async function openExport(host: ImageHost, request: ExportRequest, log: ServerLog): Promise<OpenedExport> {
-  const { path } = parseImageName(request.image);
+  const name = parseImageSource(request.image);
+  if (name.kind === 'nbd') return openRemote(name.url, request, log);
+  const { path } = name;
   const overlaid = isOverlaid(request);
   const readOnly = request.readOnly === true || request.snapshot !== undefined || overlaid;
   const base = await openBase(host, path, readOnly, request);
@@ -80,6 +83,20 @@ export async function openExport(host: ImageHost, request: ExportRequest, log: S
     `${request.image}: taken for raw by its content; writes that would make it look like another format are refused. Say -f raw to have none refused`,
   );
   return { image: new ProbeGuard(base, (text) => log.warn({ image: request.image }, text)), format };
+}
+
+/** An export of an NBD server, served on. */
+async function openRemote(url: string, request: ExportRequest, log: ServerLog): Promise<OpenedExport> {
+  for (const [what, given] of [
+    ['a snapshot', request.snapshot !== undefined],
+    ['an overlay', isOverlaid(request)],
+  ] as const) {
+    if (given) throw new LunetteError('UNSUPPORTED', `${what} of an NBD export cannot be served`, { path: url });
+  }
+  const { format, readOnly = false } = request;
+  const image = await openNbdImage(url, { format, readOnly });
+  if (format !== undefined || image.readOnly) return { image, format: 'raw' };
+  return { image: new ProbeGuard(image, (text) => log.warn({ image: url }, text)), format: 'raw' };
 }
 
 async function openBase(host: ImageHost, path: string, readOnly: boolean, request: ExportRequest): Promise<ChainImage> {

@@ -22,7 +22,7 @@ export interface TlsCredentials {
 
 const MAX_KEY_FILE = 1024 * 1024;
 /** Pre-shared keys need suites that are made for them; ECDHE keeps old recordings safe when a key gets out. */
-const PSK_CIPHERS =
+export const PSK_CIPHERS =
   'TLS_AES_256_GCM_SHA384:TLS_AES_128_GCM_SHA256:ECDHE-PSK-CHACHA20-POLY1305:DHE-PSK-AES256-GCM-SHA384:PSK-AES256-GCM-SHA384:PSK-AES128-GCM-SHA256';
 
 /**

@@ -2,9 +2,6 @@ import { LunetteError } from '../../formats/core/errors.ts';
 
 /** Schemes that mean a URL rather than a file with a colon in its name, and what to do without them. */
 const SCHEMES: Readonly<Record<string, string>> = {
-  nbd: 'Copy it to a file first: qemu-img convert -O qcow2 URL FILE.',
-  'nbd+unix': 'Copy it to a file first: qemu-img convert -O qcow2 URL FILE.',
-  nbds: 'Copy it to a file first: qemu-img convert -O qcow2 URL FILE.',
   http: 'Download it first: curl -LO URL.',
   https: 'Download it first: curl -LO URL.',
   iscsi: 'Copy it to a file first: qemu-img convert -O qcow2 URL FILE.',
@@ -12,16 +9,26 @@ const SCHEMES: Readonly<Record<string, string>> = {
   json: 'Name the file itself, and its format with -f.',
 };
 
+/** Schemes of NBD, as libnbd and QEMU have them. */
+const NBD_SCHEME = /^nbds?(\+unix|\+tcp)?$/;
+
+/** What a person means by IMAGE: a file, or an export of an NBD server. */
+export type ImageSource =
+  | { readonly kind: 'file'; readonly path: string }
+  | { readonly kind: 'nbd'; readonly url: string };
+
 /**
- * The file that a person means by IMAGE on the command line.
+ * What a person means by IMAGE on the command line.
  *
  * A name with a colon before its first slash is a URL when the scheme is a known one, as in qemu-img; `./name` is always a file.
  *
  * @throws {LunetteError} UNSUPPORTED for URLs, naming the scheme; INVALID for an empty name
  */
-export function parseImageName(text: string): { readonly kind: 'file'; readonly path: string } {
+export function parseImageSource(text: string): ImageSource {
   if (text === '') throw new LunetteError('INVALID', 'the name of an image is empty');
   const scheme = /^([a-z][a-z0-9+.-]*):/i.exec(text)?.[1]?.toLowerCase();
+  // `nbd:host:port`, QEMU's old spelling, has no slashes.
+  if (scheme !== undefined && NBD_SCHEME.test(scheme)) return { kind: 'nbd', url: text };
   if (scheme === 'file') return { kind: 'file', path: filePath(text) };
   const help = scheme === undefined ? undefined : SCHEMES[scheme];
   if (help === undefined) return { kind: 'file', path: text };
@@ -38,4 +45,11 @@ function filePath(text: string): string {
     throw new LunetteError('UNSUPPORTED', `a file on another host (${url.host}) cannot be opened`, { path: text });
   }
   return decodeURIComponent(url.pathname);
+}
+
+/** The same where only a file can stand. @throws {LunetteError} UNSUPPORTED for URLs */
+export function parseImageName(text: string): { readonly kind: 'file'; readonly path: string } {
+  const source = parseImageSource(text);
+  if (source.kind === 'file') return source;
+  throw new LunetteError('UNSUPPORTED', 'an NBD export cannot be used here, only a file', { path: text });
 }

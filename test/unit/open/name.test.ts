@@ -1,11 +1,11 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { formatOfHead } from '../../../src/open/foreign.ts';
-import { parseImageName } from '../../../src/open/name.ts';
+import { parseImageName, parseImageSource } from '../../../src/open/name.ts';
 
 test('paths are taken as they are, also with a colon that is no scheme', () => {
   for (const name of ['disk.qcow2', '/a/b', './nbd:x', 'a/b:c', 'my:disk.raw', 'c:x']) {
-    assert.equal(parseImageName(name).path, name);
+    assert.deepEqual(parseImageName(name), { kind: 'file', path: name });
   }
 });
 
@@ -16,20 +16,20 @@ test('file: in front of a path is a path, and a file URL is decoded', () => {
 });
 
 test('URLs are refused by the name of their scheme, with something to do instead', () => {
-  for (const url of [
-    'nbd://host/x',
-    'nbd+unix:///x?socket=s',
-    'https://host/d.qcow2',
-    'qemu:vhdx:/d',
-    'json:{}',
-    'file://elsewhere/x',
-  ]) {
+  for (const url of ['http://host/d.qcow2', 'https://host/d.qcow2', 'qemu:vhdx:/d', 'json:{}', 'file://elsewhere/x']) {
     assert.throws(
       () => parseImageName(url),
       (error: { code?: string; path?: string; message?: string }) => error.code === 'UNSUPPORTED' && error.path === url,
     );
   }
-  assert.throws(() => parseImageName('NBD://host/x'), { message: /^nbd: images/, help: /qemu-img convert/ });
+  assert.throws(() => parseImageName('ISCSI://host/x'), { message: /^iscsi: images/, help: /qemu-img convert/ });
+});
+
+test('NBD addresses are images, but not where only a file can stand', () => {
+  for (const url of ['nbd://host/x', 'NBD+unix:///x?socket=s', 'nbds://[::1]/x', 'nbd:host:10809']) {
+    assert.deepEqual(parseImageSource(url), { kind: 'nbd', url });
+    assert.throws(() => parseImageName(url), { code: 'UNSUPPORTED', path: url });
+  }
 });
 
 test('an empty name is refused', () => {

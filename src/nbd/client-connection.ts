@@ -1,0 +1,258 @@
+import { connect, type Socket } from 'node:net';
+import { connect as connectTls, type TLSSocket } from 'node:tls';
+import { fromSystemError, LunetteError, ProtocolError } from '../../formats/core/errors.ts';
+import type { IoVec } from '../../formats/core/iov.ts';
+import { type ByteStream, type Negotiated, negotiate } from './client-handshake.ts';
+import { clientTlsOptions } from './client-tls.ts';
+import * as wire from './protocol.ts';
+import { type Pending, ReplyReader } from './reply-reader.ts';
+import type { NbdUri } from './uri.ts';
+
+export interface ConnectOptions {
+  /** From the first packet to the choice of the export, ms. */
+  readonly connectTimeoutMs: number;
+  /** A server that says nothing for so long while requests wait is given up, ms. */
+  readonly requestTimeoutMs: number;
+}
+
+/** A connection of a client in transmission. */
+export class ClientConnection {
+  readonly negotiated: Negotiated;
+  /** Why it is of no use any more. */
+  lost: LunetteError | undefined;
+  /** Called once, when it is lost or closed. */
+  onLost: () => void = () => {};
+  readonly #socket: Socket;
+  readonly #pending = new Map<number, Pending>();
+  readonly #reader: ReplyReader;
+  readonly #timer: NodeJS.Timeout;
+  #cookie = 0;
+  #heard = true;
+
+  private constructor(socket: Socket, negotiated: Negotiated, rest: Buffer, requestTimeoutMs: number) {
+    this.#socket = socket;
+    this.negotiated = negotiated;
+    this.#reader = new ReplyReader(this.#pending, negotiated.mode, negotiated.allocationId);
+    socket.on('data', (bytes: Buffer) => this.#receive(bytes));
+    socket.on('error', (error) => this.#lose(fromSystemError(error, 'the connection failed')));
+    socket.on('close', () => this.#lose(new LunetteError('DISCONNECTED', 'the server closed the connection')));
+    if (rest.length > 0) this.#receive(rest);
+    // Twice in that time: a server that is silent for all of it is found within one and a half.
+    this.#timer = setInterval(() => this.#tick(), requestTimeoutMs / 2);
+    this.#timer.unref();
+  }
+
+  /** Connects and negotiates. @throws {LunetteError} DISCONNECTED, NOT_FOUND, AUTH, TIMEOUT, PROTOCOL */
+  static async open(uri: NbdUri, options: ConnectOptions): Promise<ClientConnection> {
+    const stream = new SocketStream(uri);
+    const timer = setTimeout(() => {
+      stream.fail(new LunetteError('TIMEOUT', 'the server does not answer'));
+    }, options.connectTimeoutMs);
+    try {
+      const negotiated = await negotiate(stream, uri.exportName, uri.tls);
+      const { socket, rest } = stream.release();
+      return new ClientConnection(socket, negotiated, rest, options.requestTimeoutMs);
+    } catch (error) {
+      stream.destroy();
+      throw error;
+    } finally {
+      clearTimeout(timer);
+    }
+  }
+
+  /** Requests that wait for their replies. */
+  get inFlight(): number {
+    return this.#pending.size;
+  }
+
+  /**
+   * Sends a request. Memory of `iov` is in use until it settles.
+   *
+   * @returns pairs of length and flags for BLOCK_STATUS
+   */
+  request(type: number, flags: number, offset: number, length: number, iov?: IoVec): Promise<readonly number[]> {
+    return new Promise((resolve, reject) => {
+      if (this.lost !== undefined) {
+        reject(this.lost);
+        return;
+      }
+      const cookie = ++this.#cookie;
+      if (this.#pending.size === 0) this.#heard = true;
+      const descriptors: number[] = [];
+      this.#pending.set(cookie, {
+        type,
+        offset,
+        length,
+        iov: type === wire.CMD_READ ? iov : undefined,
+        received: 0,
+        error: undefined,
+        descriptors,
+        resolve: () => resolve(descriptors),
+        reject,
+      });
+      this.#send(type, flags, cookie, offset, length, type === wire.CMD_WRITE ? iov : undefined);
+    });
+  }
+
+  /** Says goodbye. Nothing is to be in flight. */
+  close(): void {
+    if (this.lost !== undefined) return;
+    this.#send(wire.CMD_DISC, 0, 0, 0, 0, undefined);
+    const socket = this.#socket;
+    this.#lose(new LunetteError('CLOSED', 'the connection is closed'), false);
+    socket.end();
+    // A server that does not close its end is not waited for.
+    setTimeout(() => socket.destroy(), 1000).unref();
+  }
+
+  #send(type: number, flags: number, cookie: number, offset: number, length: number, payload: IoVec | undefined): void {
+    const extended = this.negotiated.mode === wire.EXTENDED;
+    const head = Buffer.allocUnsafe(extended ? wire.EXTENDED_REQUEST_LENGTH : wire.REQUEST_LENGTH);
+    head.writeUInt32BE(extended ? wire.EXTENDED_REQUEST_MAGIC : wire.REQUEST_MAGIC, 0);
+    head.writeUInt16BE(flags | (extended && payload !== undefined ? wire.CMD_FLAG_PAYLOAD_LEN : 0), 4);
+    head.writeUInt16BE(type, 6);
+    putNumber(head, 8, cookie);
+    putNumber(head, 16, offset);
+    if (extended) putNumber(head, 24, length);
+    else head.writeUInt32BE(length, 24);
+    const socket = this.#socket;
+    if (payload === undefined) {
+      socket.write(head);
+      return;
+    }
+    socket.cork();
+    socket.write(head);
+    for (let i = 0; i < payload.count; i++) {
+      const start = payload.offsets[i] as number;
+      socket.write((payload.memory[i] as Uint8Array).subarray(start, start + (payload.lengths[i] as number)));
+    }
+    socket.uncork();
+  }
+
+  #receive(bytes: Buffer): void {
+    if (this.lost !== undefined) return;
+    this.#heard = true;
+    try {
+      this.#reader.receive(bytes);
+    } catch (error) {
+      this.#lose(
+        error instanceof LunetteError ? error : new ProtocolError('INTERNAL', String(error), { cause: error }),
+      );
+    }
+  }
+
+  #tick(): void {
+    if (this.#pending.size > 0 && !this.#heard) {
+      this.#lose(new LunetteError('TIMEOUT', 'the server does not answer'));
+    }
+    this.#heard = false;
+  }
+
+  #lose(why: LunetteError, destroy = true): void {
+    if (this.lost !== undefined) return;
+    this.lost = why;
+    clearInterval(this.#timer);
+    if (destroy) this.#socket.destroy();
+    for (const pending of this.#pending.values()) pending.reject(why);
+    this.#pending.clear();
+    this.onLost();
+  }
+}
+
+/** A socket as negotiation wants it. */
+class SocketStream implements ByteStream {
+  readonly #uri: NbdUri;
+  readonly #plain: Socket;
+  #socket: Socket;
+  #chunks: Buffer = Buffer.alloc(0);
+  #waiting: { length: number; resolve: (bytes: Buffer) => void; reject: (error: Error) => void } | undefined;
+  #error: LunetteError | undefined;
+  readonly #onData = (bytes: Buffer): void => {
+    this.#chunks = this.#chunks.length === 0 ? bytes : Buffer.concat([this.#chunks, bytes]);
+    this.#serve();
+  };
+  readonly #onError = (error: Error): void => this.fail(fromSystemError(error, 'the connection failed'));
+  readonly #onClose = (): void => this.fail(new LunetteError('DISCONNECTED', 'the server closed the connection'));
+
+  constructor(uri: NbdUri) {
+    this.#uri = uri;
+    const { address } = uri;
+    this.#plain = 'path' in address ? connect(address.path) : connect({ ...address, noDelay: true, keepAlive: true });
+    this.#socket = this.#plain;
+    this.#attach(this.#plain);
+  }
+
+  read(length: number): Promise<Buffer> {
+    return new Promise((resolve, reject) => {
+      this.#waiting = { length, resolve, reject };
+      this.#serve();
+    });
+  }
+
+  write(bytes: Uint8Array): void {
+    if (this.#error === undefined) this.#socket.write(bytes);
+  }
+
+  async startTls(): Promise<void> {
+    if (this.#chunks.length > 0) throw new ProtocolError('PROTOCOL', 'bytes in the clear where TLS should begin');
+    const options = await clientTlsOptions(this.#uri);
+    const plain = this.#plain;
+    this.#detach(plain);
+    const secure: TLSSocket = connectTls({ ...options, socket: plain });
+    await new Promise<void>((resolve, reject) => {
+      secure.once('secureConnect', () => resolve());
+      secure.once('error', (error) => reject(new LunetteError('AUTH', `TLS: ${error.message}`, { cause: error })));
+      secure.once('close', () =>
+        reject(new LunetteError('AUTH', 'the server closed the connection inside of the TLS handshake')),
+      );
+    });
+    this.#socket = secure;
+    this.#attach(secure);
+  }
+
+  fail(error: LunetteError): void {
+    this.#error ??= error;
+    this.#waiting?.reject(this.#error);
+    this.#waiting = undefined;
+    this.destroy();
+  }
+
+  destroy(): void {
+    this.#socket.on('error', () => undefined);
+    this.#socket.destroy();
+    this.#plain.destroy();
+  }
+
+  /** Negotiation is over: the socket is the caller's, with what came too much. */
+  release(): { socket: Socket; rest: Buffer } {
+    this.#detach(this.#socket);
+    return { socket: this.#socket, rest: this.#chunks };
+  }
+
+  #serve(): void {
+    const waiting = this.#waiting;
+    if (waiting === undefined) return;
+    if (this.#error !== undefined) {
+      this.#waiting = undefined;
+      waiting.reject(this.#error);
+    } else if (this.#chunks.length >= waiting.length) {
+      this.#waiting = undefined;
+      const bytes = this.#chunks.subarray(0, waiting.length);
+      this.#chunks = this.#chunks.subarray(waiting.length);
+      waiting.resolve(bytes);
+    }
+  }
+
+  #attach(socket: Socket): void {
+    socket.on('data', this.#onData).on('error', this.#onError).on('close', this.#onClose);
+  }
+
+  #detach(socket: Socket): void {
+    socket.off('data', this.#onData).off('error', this.#onError).off('close', this.#onClose);
+  }
+}
+
+function putNumber(bytes: Buffer, at: number, value: number): void {
+  bytes.writeUInt32BE(Math.floor(value / 2 ** 32), at);
+  bytes.writeUInt32BE(value % 2 ** 32, at + 4);
+}

@@ -1,0 +1,209 @@
+/** Clients that we did not write against `lunette export --transport nbd`. */
+
+import assert from 'node:assert/strict';
+import { existsSync } from 'node:fs';
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { nbdMap, startNbdExport, startQemuNbd } from '../../support/nbd.ts';
+import { run, runOk } from '../../support/process.ts';
+import { qemu } from '../../support/qemu.ts';
+import { Random } from '../../support/random.ts';
+import { requires } from '../../support/requires.ts';
+import { temporaryDirectory } from '../../support/temporary.ts';
+
+const MiB = 1024 * 1024;
+const needs = requires.nbdinfo() || requires.qemuNbd() || requires.fio();
+
+test('libnbd: the maps of all contexts are those of qemu-nbd, snapshots can be read, copies are the same both ways', {
+  skip: needs,
+}, async (t) => {
+  const folder = await temporaryDirectory(t);
+  const base = await qemu.create(t, { path: join(folder, 'base.qcow2'), size: 8 * MiB });
+  await qemu.io(base, 'write -P 1 0 1M', 'write -P 2 3M 64k');
+  const disk = await qemu.create(t, { path: join(folder, 'disk.qcow2'), backing: base });
+  await qemu.io(disk, 'write -P 3 512k 128k', 'write -z 3M 64k', 'write -P 4 6M 1M');
+  await qemu.img('snapshot', '-c', 'before', disk);
+  await qemu.io(disk, 'write -P 5 0 64k', 'discard 6M 512k');
+
+  const ours = await startNbdExport(t, disk, { args: ['--socket', '', '--read-only'] });
+  const theirs = await startQemuNbd(t, disk, 'qcow2', '-r', '-A');
+  for (const context of ['base:allocation', 'qemu:allocation-depth']) {
+    assert.deepEqual(await nbdMap(ours.url, context), await nbdMap(theirs.url, context), context);
+  }
+  assert.match(await runOk('nbdinfo', ['--list', ours.url]), /export="disk@before"/);
+  const before = ours.url.replace('/disk?', '/disk@before?');
+  const copy = join(folder, 'before.raw');
+  await runOk('nbdcopy', [before, copy]);
+  const expected = join(folder, 'expected.raw');
+  await qemu.img('convert', '-U', '-l', 'before', '-O', 'raw', disk, expected);
+  assert.ok((await readFile(copy)).equals(await readFile(expected)));
+  assert.ok(await qemu.compare(ours.url, disk, '-U', '-f', 'raw', '-F', 'qcow2'));
+  await ours.process.stop();
+
+  const target = await qemu.create(t, { path: join(folder, 'target.qcow2'), size: 8 * MiB });
+  const writable = await startNbdExport(t, target);
+  await runOk('nbdcopy', [expected, writable.url]);
+  const { status } = await writable.process.stop();
+  assert.equal(status, 0);
+  assert.ok(!existsSync((/socket=(.*)/.exec(writable.url) as RegExpExecArray)[1] as string), 'the socket is removed');
+  assert.ok(await qemu.compare(target, expected, '-f', 'qcow2', '-F', 'raw'));
+  await qemu.assertClean(target);
+});
+
+test('fio writes and verifies, qemu-io writes, zeroes and discards; several exports are on one port', {
+  skip: needs,
+}, async (t) => {
+  const folder = await temporaryDirectory(t);
+  const first = await qemu.create(t, { path: join(folder, 'a.qcow2'), size: 16 * MiB });
+  const second = join(folder, 'b.raw');
+  await writeFile(second, new Random(1).bytes(4 * MiB));
+  const ours = await startNbdExport(t, [first, second], { args: ['--listen', '127.0.0.1:0'] });
+  const [a = '', b = ''] = ours.urls;
+  assert.match(b, /^nbd:\/\/127\.0\.0\.1:\d+\/b$/);
+  await runOk(
+    'fio',
+    [
+      '--name=v',
+      '--ioengine=nbd',
+      `--uri=${a}`,
+      '--rw=randwrite',
+      '--bs=512-64k',
+      '--iodepth=16',
+      '--size=8m',
+      '--verify=crc32c',
+      '--do_verify=1',
+    ],
+    { cwd: folder },
+  );
+  await runOk('qemu-io', [
+    '-f',
+    'raw',
+    '-c',
+    'write -P 7 1M 1M',
+    '-c',
+    'write -z -u 1280k 64k',
+    '-c',
+    'discard 2M 1M',
+    '-c',
+    'write -f -P 9 2M 4k',
+    '-c',
+    'flush',
+    '-c',
+    'read -P 7 1M 256k',
+    '-c',
+    'read -P 0 1280k 64k',
+    '-c',
+    'read -P 9 2M 4k',
+    b,
+  ]);
+  assert.equal((await ours.process.stop()).status, 0);
+  await qemu.assertClean(first);
+  const bytes = await readFile(second);
+  assert.deepEqual([bytes[MiB], bytes[MiB + 0x40000], bytes[2 * MiB]], [7, 0, 9]);
+});
+
+test('TLS by key and by certificate: those who have none are refused', { skip: needs }, async (t) => {
+  const folder = await temporaryDirectory(t);
+  const disk = join(folder, 'disk.raw');
+  await writeFile(disk, new Random(2).bytes(MiB));
+  const keys = join(folder, 'keys.psk');
+  await writeFile(keys, `alice:${'ab'.repeat(32)}\n`, { mode: 0o600 });
+  const other = join(folder, 'other.psk');
+  await writeFile(other, `alice:${'cd'.repeat(32)}\n`, { mode: 0o600 });
+  const openssl = (...args: string[]) => runOk('openssl', args, { cwd: folder });
+  await openssl(
+    'req',
+    '-x509',
+    '-newkey',
+    'ec',
+    '-pkeyopt',
+    'ec_paramgen_curve:P-256',
+    '-nodes',
+    '-days',
+    '2',
+    '-subj',
+    '/CN=CA',
+    '-keyout',
+    'ca-key.pem',
+    '-out',
+    'ca-cert.pem',
+  );
+  await writeFile(join(folder, 'san'), 'subjectAltName=DNS:localhost,IP:127.0.0.1\n');
+  for (const name of ['server', 'client']) {
+    await openssl(
+      'req',
+      '-newkey',
+      'ec',
+      '-pkeyopt',
+      'ec_paramgen_curve:P-256',
+      '-nodes',
+      '-subj',
+      '/CN=localhost',
+      '-keyout',
+      `${name}-key.pem`,
+      '-out',
+      `${name}.csr`,
+    );
+    await openssl(
+      'x509',
+      '-req',
+      '-in',
+      `${name}.csr`,
+      '-CA',
+      'ca-cert.pem',
+      '-CAkey',
+      'ca-key.pem',
+      '-CAcreateserial',
+      '-days',
+      '2',
+      '-extfile',
+      'san',
+      '-out',
+      `${name}-cert.pem`,
+    );
+  }
+  const size = async (url: string): Promise<string> => {
+    const { status, stdout } = await run('nbdinfo', ['--size', url]);
+    return status === 0 ? stdout.trim() : 'refused';
+  };
+
+  const psk = await startNbdExport(t, disk, {
+    args: ['--socket', '', '--read-only', '--tls-psk-file', keys, '--tls-required'],
+  });
+  const withUser = psk.url.replace('nbds+unix://', 'nbds+unix://alice@');
+  assert.equal(await size(`${withUser}&tls-psk-file=${keys}`), String(MiB));
+  assert.equal(await size(`${withUser}&tls-psk-file=${other}`), 'refused');
+  assert.equal(await size(psk.url.replace('nbds', 'nbd')), 'refused');
+
+  const file = (name: string) => join(folder, name);
+  const x509 = await startNbdExport(t, disk, {
+    args: [
+      '--listen',
+      '127.0.0.1:0',
+      '--read-only',
+      '--tls-cert',
+      file('server-cert.pem'),
+      '--tls-key',
+      file('server-key.pem'),
+      '--tls-ca',
+      file('ca-cert.pem'),
+      '--tls-required',
+    ],
+  });
+  const url = x509.url.replace('127.0.0.1', 'localhost');
+  assert.equal(await size(`${url}?tls-certificates=${folder}`), String(MiB));
+  const bare = await temporaryDirectory(t);
+  await writeFile(join(bare, 'ca-cert.pem'), await readFile(file('ca-cert.pem')));
+  assert.equal(await size(`${url}?tls-certificates=${bare}`), 'refused');
+
+  // Our own client, through the command line, serves the same bytes on.
+  const copy = await startNbdExport(t, `${psk.url}&tls-psk-file=${keys}`, {
+    args: ['--socket', '', '--read-only', '-f', 'raw'],
+  });
+  assert.ok(await qemu.compare(copy.url, disk, '-f', 'raw', '-F', 'raw'));
+  const again = await startNbdExport(t, `${url}?tls-certificates=${folder}`, {
+    args: ['--socket', '', '--read-only', '-f', 'raw'],
+  });
+  assert.ok(await qemu.compare(again.url, disk, '-f', 'raw', '-F', 'raw'));
+});
