@@ -8,6 +8,8 @@ import type { Storage } from './storage/storage.ts';
 export interface FormatDriver {
   /** As in `-f NAME`. */
   readonly name: string;
+  /** Longest chain of parents below an image of this format. Default: 200. */
+  readonly maxDepth?: number;
   /**
    * Whether a file is of this format, from its first bytes.
    *

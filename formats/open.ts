@@ -252,8 +252,9 @@ export class ImageHost {
     const seen = new Set<string>();
     for (let child = layers[0] as Layer; child.parent !== undefined; ) {
       seen.add(child.storage.id);
-      if (layers.length > MAX_DEPTH) {
-        throw new ImageError('UNSUPPORTED', `its chain of backing files is longer than ${MAX_DEPTH}`, {
+      const maxDepth = this.#drivers.find(({ name }) => name === child.format)?.maxDepth ?? MAX_DEPTH;
+      if (layers.length > maxDepth) {
+        throw new ImageError('UNSUPPORTED', `its chain of backing files is longer than ${maxDepth}`, {
           path: (layers[0] as Layer).storage.path,
         });
       }

@@ -8,6 +8,7 @@ import { findVdiParent } from './parent.ts';
 /** VirtualBox's format. */
 export const vdi: FormatDriver = {
   name: 'vdi',
+  maxDepth: 64,
   probe: (head) => (hasSignature(head) ? 100 : 0),
   async open(storage, options) {
     try {

@@ -34,6 +34,7 @@ const DEVICE_EXTENTS = new Set(['VMFSRDM', 'VMFSRAW']);
 /** VMware's format. */
 export const vmdk: FormatDriver = {
   name: 'vmdk',
+  maxDepth: 64,
   probe(head) {
     const magic = magicOf(head);
     if (magic === MAGIC_HOSTED || magic === MAGIC_COWD || isSeSparse(head)) return 100;

@@ -4,11 +4,14 @@ import { symlink, writeFile } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { IoVec } from '../../../../formats/core/iov.ts';
+import { OPEN_GATE } from '../../../../formats/image/gate.ts';
 import { ImageHost } from '../../../../formats/open.ts';
+import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import { createVmdk, type VmdkCreateOptions } from '../../../../formats/vmdk/create.ts';
 import { findChild } from '../../../../formats/vmdk/siblings.ts';
 import { newFile } from '../../../support/new-file.ts';
 import { temporaryDirectory } from '../../../support/temporary.ts';
+import { type Folder, newDisk } from '../../../support/vmdk-files.ts';
 
 async function make(path: string, options: Partial<VmdkCreateOptions> = {}): Promise<void> {
   const storage = await newFile(path);
@@ -66,4 +69,19 @@ test('whoever shares a disk with its writer shares its extents as well', async (
   assert.equal(byte[0], 4);
   await reader.close();
   await writer.close();
+});
+
+test('a chain of more than 64 parents is refused', async (t) => {
+  const folder: Folder = new Map();
+  for (let i = 0; i <= 65; i++) {
+    const parent = i === 0 ? {} : { parent: { hint: `disk-${i - 1}.vmdk`, cid: 7 } };
+    await newDisk(folder, `disk-${i}.vmdk`, { size: 4096, longContentId: `${'0'.repeat(31)}7`, ...parent });
+  }
+  const host = new ImageHost({
+    gate: OPEN_GATE,
+    openStorage: async (path) => new MemoryStorage({ path, bytes: (folder.get(path) as MemoryStorage).toBytes() }),
+  });
+  t.after(() => host.close());
+  await (await host.open('/memory/disk-64.vmdk')).close();
+  await assert.rejects(host.open('/memory/disk-65.vmdk'), { code: 'UNSUPPORTED', message: /longer than 64/ });
 });
