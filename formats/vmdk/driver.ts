@@ -1,4 +1,6 @@
 import { fstatSync } from 'node:fs';
+import { stat } from 'node:fs/promises';
+import path from 'node:path';
 import { ImageError, LunetteError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
 import type { FormatDriver, LayerContext, LayerOpenOptions } from '../driver.ts';
@@ -64,7 +66,7 @@ async function openVmdk(storage: Storage, options: LayerOpenOptions): Promise<Vm
   const readOnly = options.readOnly || storage.readOnly;
   if (!(options.metadataOnly ?? false)) refuseDevices(descriptor, storage.path);
   if (!readOnly) await refuseWriting(descriptor, storage, options);
-  const parent = parentOf(descriptor);
+  const parent = await parentOf(descriptor, storage, options.context);
   const shared = { storage, place, parent, readOnly, leases: new LeaseBook() };
   if (options.metadataOnly === true && !place.embedded)
     return new VmdkOutline({ ...shared, readOnly: true, extents: [], files: [] });
@@ -100,35 +102,58 @@ async function openVmdk(storage: Storage, options: LayerOpenOptions): Promise<Vm
 /** The descriptor of a file, in it or the file itself; undefined for an extent without one. */
 export async function findDescriptor(storage: Storage): Promise<DescriptorPlace | undefined> {
   const head = await readHead(storage, HEAD);
-  const { path } = storage;
+  const own = storage.path;
   const magic = magicOf(head);
   if (magic === MAGIC_COWD || isSeSparse(head)) return undefined;
   if (magic !== MAGIC_HOSTED) {
-    if (!looksLikeDescriptor(head)) throw new ImageError('BAD_MAGIC', 'is no VMDK file', { path, offset: 0 });
+    if (!looksLikeDescriptor(head)) throw new ImageError('BAD_MAGIC', 'is no VMDK file', { path: own, offset: 0 });
     if (storage.size > MAX_DESCRIPTOR)
-      throw new ImageError('TOO_LARGE', `its descriptor is larger than ${MAX_DESCRIPTOR} bytes`, { path });
+      throw new ImageError('TOO_LARGE', `its descriptor is larger than ${MAX_DESCRIPTOR} bytes`, { path: own });
     const text = await readHead(storage, MAX_DESCRIPTOR);
-    const descriptor = new VmdkDescriptor(text, path);
+    const descriptor = new VmdkDescriptor(text, own);
     return { descriptor, storage, offset: 0, room: Number.POSITIVE_INFINITY, embedded: false };
   }
-  const header = parseHosted(head.subarray(0, SECTOR), path);
+  const header = parseHosted(head.subarray(0, SECTOR), own);
   if (header.descriptorOffset === 0 || header.descriptorSize === 0) return undefined;
   const [offset, room] = [header.descriptorOffset * SECTOR, header.descriptorSize * SECTOR];
-  const field = { path, field: 'descriptorOffset', offset: HOSTED_HEADER.fields.descriptorOffset.at };
+  const field = { path: own, field: 'descriptorOffset', offset: HOSTED_HEADER.fields.descriptorOffset.at };
   if (room > MAX_DESCRIPTOR) throw new ImageError('TOO_LARGE', `its descriptor has ${room} bytes`, field);
   if (offset < SECTOR || offset + room > storage.size)
     throw new ImageError('TRUNCATED', 'its descriptor is not inside the file', field);
   const text = new Uint8Array(room);
   await storage.readv(offset, IoVec.of(text));
-  const descriptor = new VmdkDescriptor(text, path);
+  const descriptor = new VmdkDescriptor(text, own);
   // Without capacity the file holds nothing but the descriptor of other files.
   return { descriptor, storage, offset, room, embedded: header.capacity !== 0 };
 }
 
-function parentOf(descriptor: VmdkDescriptor): ParentReference | undefined {
+async function parentOf(
+  descriptor: VmdkDescriptor,
+  storage: Storage,
+  context: LayerContext,
+): Promise<ParentReference | undefined> {
   const cid = descriptor.cid('parentCID');
   if (cid === NO_CID) return undefined;
-  return { path: descriptor.get('parentFileNameHint'), format: undefined, expected: { CID: cidText(cid) } };
+  const hint = descriptor.get('parentFileNameHint');
+  const path = hint === undefined ? undefined : await placeOfParent(hint, storage, context);
+  return { path, format: undefined, expected: { CID: cidText(cid) } };
+}
+
+/**
+ * Disks are copied with all their files, and then an absolute hint leads nowhere: the file of that name beside the disk is meant. Its
+ * CID says whether it is the right one.
+ */
+async function placeOfParent(hint: string, storage: Storage, context: LayerContext): Promise<string> {
+  const isWindows = /^[a-z]:[\\/]|\\/i.test(hint);
+  if (!isWindows && (!path.isAbsolute(hint) || (await isFile(hint)))) return hint;
+  const name = hint.split(/[\\/]/).at(-1) ?? '';
+  if (name === '' || !(await isFile(storage.resolve(name)))) return hint;
+  context.warn(`its parent ${hint} is not there: ${name} beside it is taken`, storage);
+  return name;
+}
+
+async function isFile(file: string): Promise<boolean> {
+  return (await stat(file).catch(() => undefined))?.isFile() ?? false;
 }
 
 function refuseDevices(descriptor: VmdkDescriptor, path: string): void {

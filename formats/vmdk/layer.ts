@@ -204,6 +204,8 @@ export class VmdkLayer implements Layer {
   async describe(): Promise<LayerInfo> {
     const descriptor = this.#place?.descriptor;
     const embedded = this.#files.length === 0;
+    // As written, wherever the parent was found.
+    const hint = this.parent === undefined ? undefined : descriptor?.get('parentFileNameHint');
     const sizes = await Promise.all([this.storage, ...this.#files].map((file) => actualSize(file)));
     const grain = this.#extents.find((extent) => extent.grain > 1)?.grain;
     return {
@@ -215,7 +217,7 @@ export class VmdkLayer implements Layer {
       ...(grain === undefined ? {} : { clusterSize: grain }),
       ...(this.#extents.some((extent) => extent.facts.compressed) ? { compressed: true } : {}),
       dirty: this.#extents.some((extent) => extent.facts.dirty),
-      ...(this.parent?.path === undefined ? {} : { backingFile: this.parent.path, backingFormat: 'vmdk' }),
+      ...(hint === undefined ? {} : { backingFile: hint, backingFormat: 'vmdk' }),
       specific: {
         cid: descriptor?.cid('CID') ?? NO_CID,
         'parent-cid': descriptor?.cid('parentCID') ?? NO_CID,

@@ -25,8 +25,9 @@ export async function findChild(image: string): Promise<string | undefined> {
     if (++looked > MAX_FILES) break;
     const hint = (await descriptorOf(file))?.get('parentFileNameHint');
     if (hint === undefined) continue;
-    const named = path.resolve(folder, hint);
-    if ((await realpath(named).catch(() => named)) === own) return file;
+    // A hint that leads nowhere means the file of that name beside it, as when it is opened.
+    const place = await realpath(path.resolve(folder, hint)).catch(() => undefined);
+    if ((place ?? path.join(folder, hint.split(/[\\/]/).at(-1) ?? '')) === own) return file;
   }
   return undefined;
 }

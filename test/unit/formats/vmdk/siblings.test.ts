@@ -5,6 +5,7 @@ import { dirname, join } from 'node:path';
 import { test } from 'node:test';
 import { IoVec } from '../../../../formats/core/iov.ts';
 import { OPEN_GATE } from '../../../../formats/image/gate.ts';
+import type { Layer } from '../../../../formats/image/layer.ts';
 import { ImageHost } from '../../../../formats/open.ts';
 import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import { createVmdk, type VmdkCreateOptions } from '../../../../formats/vmdk/create.ts';
@@ -28,6 +29,8 @@ test('the disk that stands on another is found by its descriptor, in it or besid
     await writeFile(join(folder, 'aaa.vmdk'), 'no descriptor');
     await writeFile(join(folder, 'bbb.vmdk'), 'version=1\nparentFileNameHint="other.vmdk"\nRW x\n');
     await make(join(folder, 'child.vmdk'), { type, parent: { hint: 'base.vmdk', cid: 5 } });
+    assert.equal(await findChild(base), join(folder, 'child.vmdk'));
+    await make(join(folder, 'child.vmdk'), { type, parent: { hint: 'D:\\old\\base.vmdk', cid: 5 } });
     assert.equal(await findChild(base), join(folder, 'child.vmdk'));
     await symlink(base, join(folder, 'link'));
     assert.equal(await findChild(join(folder, 'link')), join(folder, 'child.vmdk'));
@@ -69,6 +72,28 @@ test('whoever shares a disk with its writer shares its extents as well', async (
   assert.equal(byte[0], 4);
   await reader.close();
   await writer.close();
+});
+
+test('a parent whose absolute place is gone is found beside the disk, if it is the right one', async (t) => {
+  const folder = await temporaryDirectory(t);
+  const longContentId = `${'0'.repeat(24)}00000007`;
+  await make(join(folder, 'base.vmdk'), { longContentId });
+  const warnings: string[] = [];
+  const host = new ImageHost({ warn: (message) => warnings.push(message) });
+  t.after(() => host.close());
+  for (const hint of ['/vmfs/volumes/old/vm/base.vmdk', 'C:\\VMs\\base.vmdk', '\\\\server\\share\\base.vmdk']) {
+    const child = join(folder, 'child.vmdk');
+    await make(child, { parent: { hint, cid: 7 } });
+    const image = await host.open(child, { readOnly: true });
+    assert.equal(image.layers.length, 2);
+    assert.equal((await (image.layers[0] as Layer).describe()).backingFile, hint);
+    await image.close();
+    await make(child, { parent: { hint, cid: 8 } });
+    await assert.rejects(host.open(child, { readOnly: true }), { code: 'PARENT_MISMATCH' });
+  }
+  assert.equal(warnings.length, 6);
+  await make(join(folder, 'child.vmdk'), { parent: { hint: '/vmfs/volumes/old/vm/other.vmdk', cid: 7 } });
+  await assert.rejects(host.open(join(folder, 'child.vmdk'), { readOnly: true }), { code: 'DENIED' });
 });
 
 test('a chain of more than 64 parents is refused', async (t) => {
