@@ -1,4 +1,4 @@
-import { chmod, lstat, unlink } from 'node:fs/promises';
+import { lstat, unlink } from 'node:fs/promises';
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { fromSystemError, LunetteError } from '../../formats/core/errors.ts';
 import { ChunkPool } from '../wire/chunk-pool.ts';
@@ -95,11 +95,16 @@ export class NbdServer implements ConnectionHost {
         this.#server.on('error', (error) => this.#options.log?.warn({ error: error.message }, 'accepting failed'));
         resolve();
       };
-      if ('path' in listen) this.#server.listen({ path: listen.path, backlog: 128 }, listening);
-      else this.#server.listen({ ...listen, backlog: 511 }, listening);
+      if ('path' in listen) {
+        // Who may connect may write to the disk: the socket is its owner's from its first moment on. It is made inside of this call.
+        const before = process.umask(0o177);
+        try {
+          this.#server.listen({ path: listen.path, backlog: 128 }, listening);
+        } finally {
+          process.umask(before);
+        }
+      } else this.#server.listen({ ...listen, backlog: 511 }, listening);
     });
-    // Who may connect may write to the disk: the socket is its owner's.
-    if ('path' in listen) await chmod(listen.path, 0o600);
     const address = this.#server.address();
     if (address !== null && typeof address === 'object') this.#address = { host: address.address, port: address.port };
     this.#lastTickMs = performance.now();

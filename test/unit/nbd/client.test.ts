@@ -1,4 +1,5 @@
 import assert from 'node:assert/strict';
+import { existsSync, statSync, writeFileSync } from 'node:fs';
 import { createServer, type Socket } from 'node:net';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -145,4 +146,16 @@ test('a resize sends clients away in order, and nothing past the end is served',
   open();
   assert.ok((await pending).equals(pattern(0, 100)));
   await assert.rejects(read(image, SIZE - 10, 10), { code: 'DISCONNECTED' });
+});
+
+test('a unix socket is its owner’s, and goes at the end; what is in its place is left alone unless it is dead', async (t) => {
+  const { path, server, spy } = await connected(t);
+  assert.equal(statSync(path).mode & 0o777, 0o600);
+  await assert.rejects(serve(t, spy, path), /EADDRINUSE/);
+  assert.ok(existsSync(path), 'a socket in use stays');
+  await server.close({ graceMs: 0 });
+  assert.ok(!existsSync(path));
+  writeFileSync(path, 'a file');
+  await assert.rejects(serve(t, spy, path), /EADDRINUSE/);
+  assert.equal(statSync(path).size, 6);
 });
