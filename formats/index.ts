@@ -12,7 +12,15 @@ export type { CheckOptions, CheckResult } from './image/check.ts';
 export * from './image/extent.ts';
 export { DirectoryGate, OPEN_GATE, type OpenGate } from './image/gate.ts';
 export type { Image, ImageLimits } from './image/image.ts';
-export type { Layer, LayerInfo, ResizeOptions, SnapshotInfo } from './image/layer.ts';
+export type {
+  Layer,
+  LayerInfo,
+  NewSnapshotOptions,
+  ResizeOptions,
+  SnapshotInfo,
+  SnapshotReference,
+} from './image/layer.ts';
+export { applySnapshot, createSnapshot, deleteSnapshot } from './image/snapshots.ts';
 export { ImageHost, type ImageHostOptions, type OpenImageOptions } from './open.ts';
 export { type CheckQcow2Options, checkQcow2 } from './qcow2/check.ts';
 export { createQcow2 } from './qcow2/create.ts';

@@ -160,3 +160,10 @@ export class IoVec {
 }
 
 const EMPTY = new Uint8Array(0);
+
+const ZEROS = new Uint8Array(64 * 1024);
+
+/** Appends zeros that share their memory: to be written from only. */
+export function appendZeros(list: IoVec, length: number): void {
+  for (let left = length; left > 0; left -= ZEROS.length) list.append(ZEROS, 0, Math.min(left, ZEROS.length));
+}

@@ -1,16 +1,15 @@
 import { codeOf, LunetteError } from '../core/errors.ts';
-import { IoVec } from '../core/iov.ts';
+import { appendZeros, IoVec } from '../core/iov.ts';
 import { Lifetime } from '../core/lifetime.ts';
 import { RangeLock } from '../core/range-lock.ts';
 import { alignDown, alignUp } from '../core/units.ts';
 import { begin, ChainReader, settle } from './chain-read.ts';
-import { DATA, ExtentBuffer, WRITABLE } from './extent.ts';
+import { ABSENT, ExtentBuffer, isWritable, ZERO } from './extent.ts';
 import type { Image, ImageLimits } from './image.ts';
 import type { Layer, Region, Reservation, ResizeOptions } from './layer.ts';
 
 /** Most bytes of explicit zeros in one write. */
 const ZERO_CHUNK = 1024 * 1024;
-const ZEROS = new Uint8Array(64 * 1024);
 
 /** What a change holds while it runs. */
 interface WriteRange {
@@ -105,7 +104,7 @@ export class ChainImage implements Image {
     if (!this.#begun || this.#lifetime.closed || this.#locks.overlaps(offset, length)) return false;
     const extents = this.#extents;
     if (this.#top.tryMap(offset, length, extents) !== 1 || extents.end < offset + length) return false;
-    if (extents.kinds[0] !== DATA || ((extents.flags[0] as number) & WRITABLE) === 0) return false;
+    if (!isWritable(extents, 0)) return false;
     return extents.storages[0]?.tryWritev(extents.storageOffsets[0] as number, iov) ?? false;
   }
 
@@ -210,14 +209,45 @@ export class ChainImage implements Image {
   }
 
   async resize(size: number, options: Partial<ResizeOptions> = {}): Promise<void> {
-    if (this.readOnly) throw this.#readOnlyError(0);
-    if (!Number.isSafeInteger(size) || size < 0)
-      throw new LunetteError('INVALID', `${size} is no size`, { path: this.path });
-    await this.exclusive(async () => {
-      await this.#begin();
-      await this.#top.resize(size, { shrink: options.shrink ?? false, preallocation: options.preallocation ?? 'off' });
+    if (!Number.isSafeInteger(size) || size < 0) throw new LunetteError('INVALID', `${size} is no size`);
+    const { shrink = false, preallocation = 'off' } = options;
+    const shownTo = Math.max(0, ...this.layers.slice(1).map((layer) => layer.size));
+    await this.restructure(async (top) => {
+      const before = top.size;
+      // What a cut cluster holds behind the disk's end would show when it grows.
+      if (size > before && (await this.#zeroTail(before, size))) await this.flush();
+      await top.resize(size, { shrink, preallocation, shownTo });
+      // It has its new size, whatever comes of this; growing zeroes the tail again.
+      if (size < before) await this.#zeroTail(size, before).catch(() => false);
     });
-    for (const listener of this.#resizeListeners) listener(size);
+  }
+
+  /** Runs a change of the top layer as a whole (snapshots.ts, resize): no write sees half of it. */
+  async restructure<T>(act: (top: Layer) => Promise<T>): Promise<T> {
+    if (this.readOnly) throw this.#readOnlyError(0);
+    const before = this.size;
+    try {
+      return await this.exclusive(async () => {
+        if (this.#failed !== undefined) throw this.#failed;
+        await this.#begin();
+        return act(this.#top);
+      });
+    } finally {
+      if (this.size !== before) for (const listener of this.#resizeListeners) listener(this.size);
+    }
+  }
+
+  /** Zeroes from the disk's end `from` to the end of its unit in the file, at most to `end`. @returns false when zeros are there */
+  async #zeroTail(from: number, end: number): Promise<boolean> {
+    const to = Math.min(end, alignUp(from, this.#top.endUnit ?? 1));
+    if (from >= to) return false;
+    await this.#top.map(from, to - from, this.#extents);
+    const kind = this.#extents.kinds[0];
+    if (kind === ZERO || (kind === ABSENT && this.layers.length === 1)) return false;
+    const list = new IoVec();
+    appendZeros(list, to - from);
+    await this.#write(from, list);
+    return true;
   }
 
   /** Runs something while no write is in flight; writes that come meanwhile wait. */
@@ -308,7 +338,7 @@ export class ChainImage implements Image {
     const extents = this.#extents;
     if (this.#top.tryMap(offset, length, extents) < 0 || extents.end < offset + length) return false;
     for (let i = 0; i < extents.count; i++) {
-      if (extents.kinds[i] !== DATA || ((extents.flags[i] as number) & WRITABLE) === 0) return false;
+      if (!isWritable(extents, i)) return false;
     }
     return true;
   }
@@ -462,14 +492,6 @@ export class ChainImage implements Image {
   #readOnlyError(offset: number): LunetteError {
     return new LunetteError('READ_ONLY', 'the image is open read-only', { path: this.path, offset });
   }
-}
-
-function isWritable(extents: ExtentBuffer, index: number): boolean {
-  return extents.kinds[index] === DATA && ((extents.flags[index] as number) & WRITABLE) !== 0;
-}
-
-function appendZeros(list: IoVec, length: number): void {
-  for (let left = length; left > 0; left -= ZEROS.length) list.append(ZEROS, 0, Math.min(left, ZEROS.length));
 }
 
 /** Closes all layers, also when one fails; throws the first failure. */

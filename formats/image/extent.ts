@@ -101,3 +101,8 @@ export class ExtentBuffer {
     return true;
   }
 }
+
+/** Whether an extent can be written where it is. */
+export function isWritable(extents: ExtentBuffer, index: number): boolean {
+  return extents.kinds[index] === DATA && ((extents.flags[index] as number) & WRITABLE) !== 0;
+}

@@ -72,6 +72,15 @@ export interface Layer {
   release(offset: number, length: number): Promise<boolean>;
   /** Changes the guest size. New space reads as zeros also over a longer parent. */
   resize(size: number, options: ResizeOptions): Promise<void>;
+  /** In what units the file holds the disk's end: where it is cut, resizing zeroes up to the next multiple. Absent: nothing is behind it. */
+  readonly endUnit?: number;
+  /**
+   * Internal snapshots, for formats that have them; called while no write is in flight. When one fails, disk and snapshots are as before.
+   * Applying changes `size`, in the tick in which the snapshot's content is seen.
+   */
+  createSnapshot?(name: string, options: NewSnapshotOptions): Promise<SnapshotInfo>;
+  applySnapshot?(reference: SnapshotReference): Promise<void>;
+  deleteSnapshot?(reference: SnapshotReference): Promise<void>;
   /**
    * Makes all completed writes and committed reservations durable: data, then metadata in the format's order. Calls never overlap.
    */
@@ -86,7 +95,19 @@ export interface Layer {
 export interface ResizeOptions {
   shrink: boolean;
   preallocation: 'off' | 'metadata' | 'falloc' | 'full';
+  /** Guest offset up to which parents hold bytes that the new area must not show; the mover knows. */
+  shownTo?: number;
 }
+
+export interface NewSnapshotOptions {
+  /** When it says it was taken, milliseconds since 1970. Default: now. */
+  readonly dateMs?: number;
+}
+
+/**
+ * Which internal snapshot is meant: a string is an id, else a name (the first that fits), as `qemu-img snapshot -a` takes it.
+ */
+export type SnapshotReference = string | { readonly id: string } | { readonly name: string };
 
 export interface LayerLimits {
   /** Allocation happens in units of this many bytes (cluster, grain, block); 1 when writes never allocate. */

@@ -85,6 +85,33 @@ export class Allocator {
     }
   }
 
+  /**
+   * Takes `count` clusters in one piece, for a table. Free places that are too small are passed over.
+   *
+   * @returns the first cluster
+   */
+  async allocateTogether(count: number): Promise<number> {
+    const small: { first: number; count: number }[] = [];
+    let piece: { first: number; count: number } | undefined;
+    try {
+      for (;;) {
+        const run = await this.allocate(count - (piece?.count ?? 0));
+        if (piece !== undefined && piece.first + piece.count === run.first) piece.count += run.count;
+        else {
+          if (piece !== undefined) small.push(piece);
+          piece = { first: run.first, count: run.count };
+          if (run.count < count) continue;
+        }
+        if (piece.count >= count) return piece.first;
+      }
+    } catch (error) {
+      if (piece !== undefined) small.push(piece);
+      throw error;
+    } finally {
+      for (const { first, count } of small) await this.free(first, count);
+    }
+  }
+
   /** Where a run that starts at a cluster must end so that it is fresh as a whole or not at all. */
   #boundary(cluster: number): number {
     return cluster < this.#untouched ? this.#untouched : Number.POSITIVE_INFINITY;

@@ -78,6 +78,7 @@ export interface CompressedClustersOptions {
 /** Reads compressed clusters: each is decompressed once for all who wait for it, and kept in the block cache. */
 export class CompressedClusters {
   readonly #options: CompressedClustersOptions;
+  #cache: BlockSpace;
   /** By guest cluster: what is being decompressed, and from where. */
   readonly #pending = new Map<number, { hostOffset: number; bytes: Promise<Uint8Array> }>();
   #running = 0;
@@ -85,13 +86,14 @@ export class CompressedClusters {
 
   constructor(options: CompressedClustersOptions) {
     this.#options = options;
+    this.#cache = options.cache;
   }
 
   /** Copies from a cluster that is in the cache. Offset is the guest's; the range stays in one cluster. */
   tryRead(offset: number, iov: IoVec): boolean {
-    const { cache, clusterSize } = this.#options;
+    const { clusterSize } = this.#options;
     const cluster = Math.floor(offset / clusterSize);
-    const bytes = cache.get(cluster);
+    const bytes = this.#cache.get(cluster);
     if (bytes === undefined) return false;
     const within = offset - cluster * clusterSize;
     iov.copyIn(0, bytes.subarray(within, within + iov.byteLength));
@@ -120,15 +122,21 @@ export class CompressedClusters {
 
   /** The cluster's mapping has changed: what was decompressed for it is history. */
   forget(guestOffset: number): void {
-    this.#options.cache.delete(Math.floor(guestOffset / this.#options.clusterSize));
+    this.#cache.delete(Math.floor(guestOffset / this.#options.clusterSize));
   }
 
   release(): void {
-    this.#options.cache.release();
+    this.#cache.release();
+  }
+
+  /** The disk is another one now, or of another size. */
+  renew(cache: BlockSpace): void {
+    this.#cache.release();
+    this.#cache = cache;
   }
 
   async #decompress(cluster: number, hostOffset: number): Promise<Uint8Array> {
-    const { storage, type, clusterSize, cache, lengthOf } = this.#options;
+    const { storage, type, clusterSize, lengthOf } = this.#options;
     if (this.#running >= MAX_DECOMPRESSING) await new Promise<void>((resolve) => this.#waiting.push(resolve));
     else this.#running++;
     try {
@@ -139,7 +147,7 @@ export class CompressedClusters {
       if (length > 0) await storage.readv(hostOffset, IoVec.of(input));
       const bytes = await decompress(type, input, clusterSize);
       // Written over meanwhile: nobody may find the old content under this number.
-      if (lengthOf(cluster * clusterSize, hostOffset) !== undefined) cache.set(cluster, bytes);
+      if (lengthOf(cluster * clusterSize, hostOffset) !== undefined) this.#cache.set(cluster, bytes);
       return bytes;
     } catch (error) {
       if (!(error instanceof ImageError)) throw error;

@@ -45,13 +45,7 @@ export async function countReferences(image: CountedImage): Promise<ReferenceCou
 
   // An L2 table is read once, however many L1 tables refer to it.
   const tables = new Map<number, number>();
-  const collect = (table: PointerTable): void => {
-    for (let i = 0; i < table.entries; i++) {
-      const target = table.checkedTarget(i);
-      if (target !== 0) tables.set(target, (tables.get(target) ?? 0) + 1);
-    }
-  };
-  collect(l1);
+  collect(l1, tables);
   for (const snapshot of snapshotTable.snapshots) {
     checkSnapshotL1(snapshot, clusterSize);
     // Claimed before it is read: L1 tables that lie on each other would make us read the file many times over.
@@ -62,18 +56,44 @@ export async function countReferences(image: CountedImage): Promise<ReferenceCou
       entries: snapshot.l1Size,
       clusterSize,
     };
-    collect(await PointerTable.load(storage, options));
+    collect(await PointerTable.load(storage, options), tables);
   }
   for (const [offset, references] of tables) await counter.l2Table(offset, references);
   return counts;
 }
 
+/** Counts how often an L1 table refers to its L2 tables. */
+function collect(table: PointerTable, tables: Map<number, number>): void {
+  for (let i = 0; i < table.entries; i++) {
+    const target = table.checkedTarget(i);
+    if (target !== 0) tables.set(target, (tables.get(target) ?? 0) + 1);
+  }
+}
+
+/**
+ * Counts the references that one L1 table makes: to L2 tables, and through them to data. Its own clusters are not among them.
+ *
+ * @throws {ImageError} CORRUPT
+ */
+export async function countThroughL1(
+  image: Pick<CountedImage, 'storage' | 'header'>,
+  l1: PointerTable,
+): Promise<ReferenceCounts> {
+  const { clusterSize } = image.header.geometry;
+  const counts = new ReferenceCounts(divideUp(image.storage.size, clusterSize) + TOLERANCE);
+  const counter = new Counter(image, counts);
+  const tables = new Map<number, number>();
+  collect(l1, tables);
+  for (const [offset, references] of tables) await counter.l2Table(offset, references);
+  return counts;
+}
+
 class Counter {
-  readonly #image: CountedImage;
+  readonly #image: Pick<CountedImage, 'storage' | 'header'>;
   readonly #geometry: Geometry;
   readonly #counts: ReferenceCounts;
 
-  constructor(image: CountedImage, counts: ReferenceCounts) {
+  constructor(image: Pick<CountedImage, 'storage' | 'header'>, counts: ReferenceCounts) {
     this.#image = image;
     this.#geometry = image.header.geometry;
     this.#counts = counts;

@@ -96,22 +96,22 @@ export class Flusher {
     const { storage, slices, refcounts, header } = this.#state.parts;
     await slices.writeBatch(job.refcounts);
     await refcounts.writeMoved(job.table);
-    await this.#sync();
+    await this.sync();
     slices.finishBatch(job.refcounts);
-    if (await refcounts.link(job.table, header)) await this.#sync();
+    if (await refcounts.link(job.table, header)) await this.sync();
     if (job.mappings.slices.length > 0) {
       await slices.writeBatch(job.mappings);
-      await this.#sync();
+      await this.sync();
       slices.finishBatch(job.mappings);
     }
     if (job.l1.length > 0) {
       await writeTable(storage, job.l1);
-      await this.#sync();
+      await this.sync();
     }
   }
 
   /** A sync that fails may have lost writes that were reported as done: it is never tried again. */
-  async #sync(): Promise<void> {
+  async sync(): Promise<void> {
     this.#state.check();
     try {
       await this.#state.parts.storage.sync();

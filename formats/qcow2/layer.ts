@@ -3,7 +3,16 @@ import { ImageError, LunetteError } from '../core/errors.ts';
 import type { IoVec } from '../core/iov.ts';
 import { divideUp } from '../core/units.ts';
 import type { ExtentBuffer } from '../image/extent.ts';
-import type { Layer, LayerInfo, LayerLimits, ParentReference, Reservation, ResizeOptions } from '../image/layer.ts';
+import type {
+  Layer,
+  LayerInfo,
+  LayerLimits,
+  NewSnapshotOptions,
+  ParentReference,
+  Reservation,
+  ResizeOptions,
+  SnapshotReference,
+} from '../image/layer.ts';
 import type { LeaseBook } from '../image/lease.ts';
 import type { Storage } from '../storage/storage.ts';
 import { CompressedClusters } from './compressed.ts';
@@ -14,6 +23,7 @@ import { Mapping } from './mapping.ts';
 import type { PointerTable } from './pointer-table.ts';
 import type { SliceCache } from './slices.ts';
 import type { Qcow2Snapshot } from './snapshot.ts';
+import { selectSnapshot } from './snapshot-editor.ts';
 import type { Qcow2Writer } from './writer.ts';
 
 export interface Qcow2LayerParts {
@@ -41,8 +51,10 @@ export class Qcow2Layer implements Layer {
   readonly parent: ParentReference | undefined;
   readonly leases: LeaseBook;
   readonly header: Qcow2Header;
-  readonly snapshots: readonly Qcow2Snapshot[];
+  readonly endUnit: number;
+  readonly #snapshots: readonly Qcow2Snapshot[];
   #size: number;
+  readonly #cache: BlockCache;
   readonly #dataStorage: Storage;
   readonly #mapping: Mapping | undefined;
   readonly #slices: SliceCache | undefined;
@@ -54,7 +66,9 @@ export class Qcow2Layer implements Layer {
     const { clusterSize, version, compressedOffsetBits } = header.geometry;
     this.storage = storage;
     this.header = header;
-    this.snapshots = parts.snapshots;
+    this.endUnit = clusterSize;
+    this.#snapshots = parts.snapshots;
+    this.#cache = parts.cache;
     this.#size = parts.size;
     this.#dataStorage = parts.dataStorage;
     this.#writer = writer;
@@ -102,6 +116,10 @@ export class Qcow2Layer implements Layer {
     return this.#size;
   }
 
+  get snapshots(): readonly Qcow2Snapshot[] {
+    return this.#writer?.snapshots.table.snapshots ?? this.#snapshots;
+  }
+
   tryMap(offset: number, length: number, out: ExtentBuffer): number {
     return this.#mapping === undefined ? -1 : this.#mapping.tryMap(offset, length, out);
   }
@@ -136,8 +154,32 @@ export class Qcow2Layer implements Layer {
   }
 
   async resize(size: number, options: ResizeOptions): Promise<void> {
-    await this.#writing().resize(size, options);
+    await this.#writing().resize(this.#size, size, options, () => this.#resized(size));
+  }
+
+  createSnapshot(name: string, options: NewSnapshotOptions): Promise<Qcow2Snapshot> {
+    return this.#writing().snapshots.create(name, this.#size, options);
+  }
+
+  async applySnapshot(reference: SnapshotReference): Promise<void> {
+    const { snapshots } = this.#writing();
+    const snapshot = selectSnapshot(snapshots.table.snapshots, reference);
+    const size = snapshot.diskSize ?? this.#size;
+    if (!Number.isSafeInteger(size) || size % 512 !== 0) {
+      throw new ImageError('UNSUPPORTED', `the disk of the snapshot has ${size} bytes`, { path: this.storage.path });
+    }
+    await snapshots.apply(snapshot, size, () => this.#resized(size));
+  }
+
+  async deleteSnapshot(reference: SnapshotReference): Promise<void> {
+    const { snapshots } = this.#writing();
+    await snapshots.delete(selectSnapshot(snapshots.table.snapshots, reference));
+  }
+
+  /** The disk has another size, perhaps another content. */
+  #resized(size: number): void {
     this.#size = size;
+    this.#compressed?.renew(this.#cache.space(divideUp(size, this.header.geometry.clusterSize)));
   }
 
   async flush(): Promise<void> {

@@ -118,6 +118,13 @@ export class PointerTable {
     }
   }
 
+  /** Becomes another table: what a reader maps from now on. All of it is in the file already. */
+  replace(offset: number, bytes: Uint8Array): void {
+    this.#bytes = bytes;
+    this.offset = offset;
+    this.#dirty = new Set();
+  }
+
   /** Continues with a larger copy of itself in another place: all of it is to be written there by whoever moves it. */
   move(offset: number, entries: number): void {
     const bytes = new Uint8Array(entries * ENTRY);

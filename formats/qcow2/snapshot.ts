@@ -6,7 +6,8 @@ import type { SnapshotInfo } from '../image/layer.ts';
 import type { Storage } from '../storage/storage.ts';
 import { MAX_L1_BYTES, type Qcow2Header } from './header.ts';
 
-const MAX_TABLE_BYTES = 64 * 1024 * 1024;
+/** Most bytes of a snapshot table. */
+export const MAX_TABLE_BYTES = 64 * 1024 * 1024;
 const MAX_EXTRA = 1024;
 const READ_AHEAD = 64 * 1024;
 

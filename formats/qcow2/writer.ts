@@ -1,5 +1,5 @@
 import type { BlockCache } from '../cache/cache.ts';
-import { codeOf, ImageError } from '../core/errors.ts';
+import { codeOf, ImageError, LunetteError } from '../core/errors.ts';
 import { alignUp } from '../core/units.ts';
 import type { Reservation, ResizeOptions } from '../image/layer.ts';
 import type { LeaseBook } from '../image/lease.ts';
@@ -17,8 +17,10 @@ import type { PointerTable } from './pointer-table.ts';
 import { Refcounts } from './refcount.ts';
 import { repairRefcounts } from './repair-refcounts.ts';
 import { makeReservation } from './reservation.ts';
+import { resizeDisk } from './resize.ts';
 import type { SliceCache } from './slices.ts';
 import type { SnapshotTable } from './snapshot.ts';
+import { SnapshotEditor } from './snapshot-editor.ts';
 import { WriteState } from './write-state.ts';
 
 /** Runs of dropped clusters after which a long discard flushes: what bounds its memory. */
@@ -37,17 +39,19 @@ export interface Qcow2WriterParts {
 /** Everything that changes a qcow2 file: the write half of a layer. */
 export class Qcow2Writer {
   readonly metadata: MetadataMap;
+  readonly snapshots: SnapshotEditor;
   readonly #header: Qcow2Header;
   readonly #state: WriteState;
   readonly #flusher: Flusher;
   /** Something may have been changed. */
   #begun = false;
 
-  private constructor(header: Qcow2Header, state: WriteState) {
+  private constructor(header: Qcow2Header, state: WriteState, snapshotTable: SnapshotTable) {
     this.#header = header;
     this.#state = state;
     this.metadata = state.parts.metadata;
     this.#flusher = new Flusher(state);
+    this.snapshots = new SnapshotEditor(this.#host(), snapshotTable);
   }
 
   /**
@@ -79,7 +83,7 @@ export class Qcow2Writer {
       hasParent: header.backingFile !== undefined,
     });
     refcounts.onUnlinked = (first, count) => state.unlinked.add(first, count, false);
-    const writer = new Qcow2Writer(header, state);
+    const writer = new Qcow2Writer(header, state, parts.snapshotTable);
     if (header.dirty) await repairRefcounts({ ...parts, state, flush: () => writer.flush() });
     return writer;
   }
@@ -124,8 +128,10 @@ export class Qcow2Writer {
     return true;
   }
 
-  async resize(_size: number, _options: ResizeOptions): Promise<void> {
-    throw new ImageError('UNSUPPORTED', 'qcow2 images cannot be resized', { path: this.#state.parts.storage.path });
+  /** As Layer.resize. @param switched called when the disk has its new size */
+  async resize(from: number, to: number, options: ResizeOptions, switched: () => void): Promise<void> {
+    const hasSnapshots = this.snapshots.table.snapshots.length > 0;
+    await resizeDisk(this.#host(), { from, to, hasSnapshots, options, switched });
   }
 
   flush(): Promise<void> {
@@ -151,6 +157,40 @@ export class Qcow2Writer {
     const end = alignUp(storage.size, geometry.clusterSize);
     if (!storage.growsZeroed || storage.size === end) return;
     await storage.resize(end).catch(() => undefined); // the image is whole without it
+  }
+
+  #host() {
+    return {
+      state: this.#state,
+      header: this.#header,
+      flush: () => this.flush(),
+      quiet: () => this.#quiet(),
+      switchHeader: (change: (view: DataView) => void) => this.#switchHeader(change),
+      zeroRange: (offset: number, length: number, mode: ZeroMode) => this.#zeroRange(offset, length, mode),
+    };
+  }
+
+  /** Flushes until nothing is dirty and nothing waits to be freed. No writer may be active. */
+  async #quiet(): Promise<void> {
+    const { slices, l1 } = this.#state.parts;
+    do {
+      await this.#flusher.flush();
+      await this.#flusher.settled();
+    } while (!this.#state.unlinked.empty || l1.dirty || slices.hasDirty('refcount') || slices.hasDirty('mapping'));
+  }
+
+  async #switchHeader(change: (view: DataView) => void): Promise<void> {
+    this.#state.check();
+    try {
+      await this.#state.parts.header.update(change);
+    } catch (error) {
+      if (codeOf(error) === 'NO_SPACE') throw error; // nothing was written
+      const why = 'writing the header failed: nothing more is written until the image is opened again';
+      const failure = new LunetteError('IO', why, { path: this.#state.parts.storage.path, cause: error });
+      this.#state.stop(failure);
+      throw failure;
+    }
+    await this.#flusher.sync();
   }
 
   async #zeroRange(offset: number, length: number, mode: ZeroMode): Promise<void> {

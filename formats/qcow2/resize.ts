@@ -1,0 +1,150 @@
+import { ImageError, LunetteError } from '../core/errors.ts';
+import { IoVec } from '../core/iov.ts';
+import { alignUp, divideUp } from '../core/units.ts';
+import type { ResizeOptions } from '../image/layer.ts';
+import { EntryView } from './entry.ts';
+import { HEADER_V2, MAX_L1_BYTES } from './header.ts';
+import type { SnapshotEditorHost } from './snapshot-editor.ts';
+
+/** What resizing asks of the writer. */
+export interface ResizeHost extends SnapshotEditorHost {
+  /** As Qcow2Writer.zero and release for whole clusters, also behind the disk's end: with nothing left in their place, or zeros. */
+  zeroRange(offset: number, length: number, mode: 'deallocate' | 'unmap'): Promise<void>;
+}
+
+/**
+ * Changes the guest size, while no write is in flight. Growing: whatever would show in the new area is dropped or covered with zeros, and
+ * that is durable, before the header says the new size. Shrinking: the header first, then what lies behind the end is freed.
+ *
+ * @param switched called when the header says the new size
+ * @throws {ImageError} TOO_LARGE, UNSUPPORTED; {LunetteError} INVALID
+ */
+export async function resizeDisk(
+  host: ResizeHost,
+  change: { from: number; to: number; hasSnapshots: boolean; options: ResizeOptions; switched: () => void },
+): Promise<void> {
+  const { from, to, options, switched } = change;
+  const { geometry, storage } = host.state.parts;
+  const refuse = (code: 'UNSUPPORTED' | 'TOO_LARGE', why: string): never => {
+    throw new ImageError(code, why, { path: storage.path });
+  };
+  if (to % 512 !== 0) throw new LunetteError('INVALID', `a size of ${to} bytes is no multiple of 512`);
+  if (options.preallocation !== 'off')
+    refuse('UNSUPPORTED', 'qcow2 images cannot be preallocated while they are resized');
+  if (geometry.version === 2 && change.hasSnapshots) {
+    refuse(
+      'UNSUPPORTED',
+      'an image of version 2 with snapshots cannot be resized: its snapshots do not know their size',
+    );
+  }
+  if (to < from && !options.shrink) {
+    throw new LunetteError('INVALID', 'shrinking an image loses the data behind its new end', {
+      help: 'Say that it may shrink (--shrink).',
+    });
+  }
+  const entries = divideUp(to, geometry.l2Coverage);
+  if (entries * 8 > MAX_L1_BYTES) {
+    refuse('TOO_LARGE', `${to} bytes are too many for clusters of ${geometry.clusterSize} bytes`);
+  }
+  await host.quiet();
+  const sayNewSize = async () => {
+    await host.switchHeader((view) => HEADER_V2.write(view, { size: to }));
+    switched();
+  };
+  if (to > from) {
+    if (entries > host.state.parts.l1.entries) await growL1(host, entries);
+    await dropBehind(host, from);
+    await coverParent(host, from, Math.min(to, options.shownTo ?? 0));
+    await host.quiet();
+    await sayNewSize();
+  } else if (to < from) {
+    await sayNewSize();
+    try {
+      await dropBehind(host, to);
+      await host.quiet();
+    } catch (error) {
+      // What is behind the end is not seen, and goes when the disk grows again: the disk has its new size.
+      if (!(error instanceof LunetteError)) throw error;
+    }
+  }
+}
+
+/** Moves the L1 table to where it has room for more entries. */
+async function growL1(host: ResizeHost, entries: number): Promise<void> {
+  const { state } = host;
+  const { l1, allocator, geometry, storage, metadata, slices } = state.parts;
+  const { clusterSize, slicesPerCluster } = geometry;
+  const bytes = new Uint8Array(divideUp(entries * 8, clusterSize) * clusterSize);
+  bytes.set(l1.copy());
+  const count = bytes.length / clusterSize;
+  const first = await state.change(() => allocator.allocateTogether(count));
+  const offset = first * clusterSize;
+  try {
+    slices.forget(first * slicesPerCluster, count * slicesPerCluster);
+    await storage.writev(offset, IoVec.of(bytes));
+    await host.flush();
+    await host.switchHeader((view) => HEADER_V2.write(view, { l1TableOffset: offset, l1Size: entries }));
+  } catch (error) {
+    if (state.stopped === undefined) await state.change(() => allocator.free(first, count)).catch(() => undefined);
+    throw error;
+  }
+  if (l1.byteLength > 0) state.unlinked.add(l1.offset / clusterSize, divideUp(l1.byteLength, clusterSize), true);
+  metadata.add(offset, bytes.length);
+  l1.replace(offset, bytes.slice(0, entries * 8));
+}
+
+/** Unmaps everything from a guest offset on, VM state that a snapshot left there included. Tables that do not exist are not made. */
+async function dropBehind(host: ResizeHost, size: number): Promise<void> {
+  const { l1, geometry } = host.state.parts;
+  const { l2Coverage, clusterSize } = geometry;
+  const start = alignUp(size, clusterSize);
+  for (let index = Math.floor(start / l2Coverage); index < l1.entries; index++) {
+    if (l1.checkedTarget(index) === 0) continue;
+    const from = Math.max(start, index * l2Coverage);
+    if (from === index * l2Coverage) await dropTable(host, index);
+    else await host.zeroRange(from, (index + 1) * l2Coverage - from, 'deallocate');
+  }
+}
+
+/** Unmaps an L2 table with all that it refers to. */
+async function dropTable(host: ResizeHost, index: number): Promise<void> {
+  const { state } = host;
+  const { l1, slices, geometry } = state.parts;
+  const { clusterSize, sliceSize, slicesPerCluster, sliceEntries, entrySize, l2Coverage } = geometry;
+  await state.change(async () => {
+    const table = l1.checkedTarget(index);
+    const entry = new EntryView();
+    // All of it is looked at before anything is dropped.
+    for (const drop of [false, true]) {
+      for (let i = 0; i < slicesPerCluster; i++) {
+        const slice = table / sliceSize + i;
+        await slices.hold(slice, 'mapping');
+        try {
+          const bytes = slices.peek(slice) as Uint8Array;
+          for (let j = 0; j < sliceEntries; j++) {
+            entry.read(state, bytes, j * entrySize, slice * sliceSize);
+            if (drop) entry.unlink(state, index * l2Coverage + (i * sliceEntries + j) * clusterSize, true);
+          }
+        } finally {
+          slices.unhold(slice);
+        }
+      }
+    }
+    l1.set(index, 0, false);
+    state.unlinked.add(table / clusterSize, 1, true);
+  });
+  if (state.parts.cache.pinnedFull) await host.flush();
+}
+
+/** Says "zeros" of new clusters in which a longer parent would show. */
+async function coverParent(host: ResizeHost, size: number, end: number): Promise<void> {
+  const { geometry, storage } = host.state.parts;
+  const start = alignUp(size, geometry.clusterSize);
+  if (start >= end) return;
+  if (geometry.version === 2) {
+    throw new ImageError('UNSUPPORTED', 'version 2 cannot hide what a longer backing file has behind the old end', {
+      path: storage.path,
+    });
+  }
+  await host.zeroRange(start, end - start, 'unmap');
+}

@@ -1,0 +1,116 @@
+/** Internal snapshots with QEMU's programs as the other hand: each applies, reads and deletes what the other took. */
+
+import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { IoVec } from '../../formats/core/iov.ts';
+import { KiB, MiB } from '../../formats/core/units.ts';
+import type { ChainImage } from '../../formats/image/chain.ts';
+import { applySnapshot, createSnapshot, deleteSnapshot } from '../../formats/image/snapshots.ts';
+import { ImageHost } from '../../formats/open.ts';
+import { readAll } from '../support/qcow2-images.ts';
+import { check, create, info, qemuImg } from '../support/qemu.ts';
+import { type Random, randomFor } from '../support/random.ts';
+import { requires } from '../support/requires.ts';
+import { temporaryDirectory } from '../support/temporary.ts';
+
+interface Shape {
+  readonly clusterSize: number;
+  readonly options: Readonly<Record<string, string | number>>;
+  readonly backing?: boolean;
+}
+
+const SHAPES: readonly Shape[] = [
+  { clusterSize: 512, options: { compat: '0.10' } },
+  { clusterSize: 512, options: { refcount_bits: 64 }, backing: true },
+  { clusterSize: 4 * KiB, options: { refcount_bits: 4 }, backing: true },
+  { clusterSize: 64 * KiB, options: {} },
+  { clusterSize: 2 * MiB, options: { refcount_bits: 32, compression_type: 'zstd' } },
+];
+
+async function withImage<T>(path: string, act: (image: ChainImage) => Promise<T>): Promise<T> {
+  const host = new ImageHost();
+  const image = await host.open(path, { format: 'qcow2' });
+  try {
+    return await act(image);
+  } finally {
+    await image.close();
+  }
+}
+
+async function assertClean(path: string, context: string): Promise<void> {
+  const report = await check(path);
+  assert.deepEqual(
+    { corruptions: report.corruptions, leaks: report.leaks },
+    { corruptions: 0, leaks: 0 },
+    `${context}: ${JSON.stringify(report.json)}`,
+  );
+}
+
+async function scatter(image: ChainImage, random: Random): Promise<Uint8Array> {
+  for (let i = random.between(1, 8); i > 0; i--) {
+    const offset = random.below(image.size);
+    const length = 1 + random.below(Math.min(image.size - offset, 200 * KiB));
+    if (random.chance(0.2)) await image.writeZeroes(offset, length, random.chance(0.5));
+    else await image.writev(offset, IoVec.of(random.bytes(length)));
+  }
+  return readAll(image);
+}
+
+for (const { clusterSize, options, backing } of SHAPES) {
+  const name = `clusters of ${clusterSize}, ${JSON.stringify(options)}${backing ? ', backing file' : ''}`;
+  test(`snapshots taken by either are read, applied and deleted by either: ${name}`, {
+    skip: requires.qemuImg(),
+  }, async (t) => {
+    const random = randomFor(t);
+    const directory = await temporaryDirectory(t);
+    const size = Math.min(3 * MiB, clusterSize * 900) + 512;
+    const path = join(directory, 'disk.qcow2');
+    if (backing) {
+      await create(t, { size: size + 5 * clusterSize, path: join(directory, 'base.qcow2') });
+      await withImage(join(directory, 'base.qcow2'), (image) => scatter(image, random));
+    }
+    await create(t, { path, clusterSize, size, options, ...(backing ? { backing: 'base.qcow2' } : {}) });
+    const taken = new Map<string, Uint8Array>();
+    let shown = await withImage(path, (image) => scatter(image, random));
+    let number = 0;
+    for (let step = 0; step < 14; step++) {
+      const ours = random.chance(0.6);
+      const names = [...taken.keys()];
+      const what =
+        names.length === 0 || (names.length < 4 && random.chance(0.45))
+          ? 'create'
+          : random.pick(['apply', 'delete'] as const);
+      const chosen = what === 'create' ? `snapshot ${++number}` : random.pick(names);
+      const context = `step ${step}: ${ours ? 'we' : 'qemu-img'} ${what} ${chosen}`;
+      if (!ours) await qemuImg('snapshot', `-${what[0]}`, chosen, path);
+      else {
+        await withImage(path, async (image) => {
+          if (what === 'create') await createSnapshot(image, chosen);
+          else if (what === 'apply') await applySnapshot(image, { name: chosen });
+          else await deleteSnapshot(image, chosen);
+        });
+      }
+      await assertClean(path, context);
+      if (what === 'create') taken.set(chosen, shown);
+      else if (what === 'apply') shown = taken.get(chosen) as Uint8Array;
+      else taken.delete(chosen);
+      await withImage(path, async (image) => {
+        assert.ok(Buffer.compare(await readAll(image), shown) === 0, `${context}: the disk`);
+        shown = await scatter(image, random);
+      });
+      await assertClean(path, `${context}, written`);
+    }
+    const listed = ((await info(path)).snapshots ?? []) as { name: string }[];
+    assert.deepEqual(
+      listed.map((each) => each.name),
+      [...taken.keys()],
+    );
+    for (const [snapshot, bytes] of taken) {
+      const raw = join(directory, 'snapshot.raw');
+      await qemuImg('convert', '-f', 'qcow2', '-l', `snapshot.name=${snapshot}`, '-O', 'raw', path, raw);
+      assert.ok(Buffer.compare(await readFile(raw), bytes) === 0, snapshot);
+    }
+  });
+}
