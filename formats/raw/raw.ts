@@ -22,13 +22,13 @@ export const raw: FormatDriver = {
   },
 };
 
-const LIMITS: LayerLimits = { allocationUnit: 1, zeroUnit: 1, discardUnit: 512 };
+const DISCARD_UNIT = 512;
 
 export class RawLayer implements Layer {
   readonly format = 'raw';
   readonly storage: Storage;
   readonly readOnly: boolean;
-  readonly limits = LIMITS;
+  readonly limits: LayerLimits;
   readonly parent = undefined;
   readonly leases = new LeaseBook();
   /** Fixed between resizes: writes never grow a raw disk. */
@@ -37,6 +37,7 @@ export class RawLayer implements Layer {
   constructor(storage: Storage, readOnly: boolean) {
     this.storage = storage;
     this.readOnly = readOnly || storage.readOnly;
+    this.limits = { allocationUnit: 1, zeroUnit: 1, discardUnit: storage.discards ? DISCARD_UNIT : 0 };
     this.#size = storage.size;
   }
 
@@ -87,6 +88,8 @@ export class RawLayer implements Layer {
   }
 
   release(offset: number, length: number): Promise<boolean> {
+    // What a device shows after a discard is its own choice; zeroing that may unmap says what will be read.
+    if (!this.storage.growsZeroed) return this.storage.writeZeroes(offset, length, true);
     return this.storage.discard(offset, length);
   }
 

@@ -47,6 +47,7 @@ export class FileStorage implements Storage {
   readonly align = 1;
   readonly fd: number;
   readonly growsZeroed: boolean;
+  readonly discards = false;
   readonly #file: OpenFile;
   readonly #lifetime: Lifetime;
   readonly #lock: ImageLock;

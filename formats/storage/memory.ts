@@ -24,6 +24,7 @@ export class MemoryStorage implements Storage {
   readonly align = 1;
   readonly fd = null;
   readonly growsZeroed = true;
+  readonly discards = true;
   /** May be changed at any time: room comes and goes. */
   maxSize: number;
   #size = 0;

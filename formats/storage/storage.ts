@@ -21,6 +21,8 @@ export interface Storage {
   readonly fd: number | null;
   /** True when space past the end reads as zeros after growing (regular files, memory; not block devices). */
   readonly growsZeroed: boolean;
+  /** False when discard() always says that it cannot. */
+  readonly discards: boolean;
 
   /**
    * Reads byteLength(iov) bytes at `offset` now, if that needs no waiting.

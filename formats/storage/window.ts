@@ -15,6 +15,7 @@ export class WindowStorage implements Storage {
   /** Offsets of the file below are not ours: no native transfer. */
   readonly fd = null;
   readonly growsZeroed = false;
+  readonly discards: boolean;
   readonly #below: Storage;
   readonly #start: number;
   readonly #owns: boolean;
@@ -30,6 +31,7 @@ export class WindowStorage implements Storage {
     this.id = `${below.id}+${range.start}:${range.length}`;
     this.path = below.path;
     this.size = range.length;
+    this.discards = below.discards;
     this.readOnly = below.readOnly || (options.readOnly ?? false);
     this.align = range.start % below.align === 0 ? below.align : 1;
   }

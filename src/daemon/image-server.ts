@@ -13,6 +13,7 @@ import { createHost, type HostOptions } from '../open/host.ts';
 import { ScsiDevice } from '../scsi/device.ts';
 import type { UnitIdentity } from '../scsi/identity.ts';
 import { type Address, addressError, connectHost } from './address.ts';
+import { closeInOrder, closeTogether } from './close-in-order.ts';
 import { CommandStatistics } from './command-statistics.ts';
 import { type LogFields, type ServerLog, SILENT } from './log.ts';
 import type { MeasuredUnit } from './metrics.ts';
@@ -183,16 +184,16 @@ export class ImageServer {
     return this.close();
   }
 
-  async #close(graceMs: number): Promise<void> {
-    await this.#portal.close({ graceMs });
-    await closeDevices(this.#served);
-    await this.#metrics?.close();
+  #close(graceMs: number): Promise<void> {
     // The guard of a probed image has writes of its own to wait for; the host closes what is below.
     const images = this.#served.flatMap(({ units }) => units.map(({ opened }) => opened.image));
-    const results = await Promise.allSettled(images.map((image) => image.close()));
-    await this.#host.close();
-    const failed = results.find((result) => result.status === 'rejected');
-    if (failed !== undefined) throw failed.reason;
+    return closeInOrder([
+      () => this.#portal.close({ graceMs }),
+      () => closeDevices(this.#served),
+      () => closeTogether(images),
+      () => this.#host.close(),
+      () => this.#metrics?.close(),
+    ]);
   }
 }
 

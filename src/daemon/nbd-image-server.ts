@@ -7,6 +7,7 @@ import { readTls, type TlsFiles } from '../nbd/tls.ts';
 import { formatNbdUri, type NbdAddress } from '../nbd/uri.ts';
 import { createHost, type HostOptions } from '../open/host.ts';
 import { type Address, addressError, connectHost } from './address.ts';
+import { closeInOrder, closeTogether } from './close-in-order.ts';
 import { type LogFields, type ServerLog, SILENT } from './log.ts';
 import type { MetricsEndpoint } from './metrics-endpoint.ts';
 import { nameOfFile, uniqueName } from './names.ts';
@@ -149,14 +150,14 @@ export class NbdImageServer {
     return this.close();
   }
 
-  async #close(graceMs: number): Promise<void> {
-    await this.#server.close({ graceMs });
-    await this.#metrics?.close();
+  #close(graceMs: number): Promise<void> {
     // The guard of a probed image has writes of its own to wait for; the host closes what is below, and snapshots.
-    const results = await Promise.allSettled(this.#opened.map(({ opened }) => opened.image.close()));
-    await this.#host.close();
-    const failed = results.find((result) => result.status === 'rejected');
-    if (failed !== undefined) throw failed.reason;
+    return closeInOrder([
+      () => this.#server.close({ graceMs }),
+      () => closeTogether(this.#opened.map(({ opened }) => opened.image)),
+      () => this.#host.close(),
+      () => this.#metrics?.close(),
+    ]);
   }
 }
 

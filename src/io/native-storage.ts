@@ -79,6 +79,7 @@ export class NativeStorage implements Storage {
   readonly align = 1;
   readonly fd: number;
   readonly growsZeroed: boolean;
+  readonly discards = true;
   readonly #file: OpenFile;
   readonly #queue: IoQueue;
   readonly #lifetime: Lifetime;

@@ -26,6 +26,7 @@ export class PowerCutStorage implements Storage {
   readonly align = 1;
   readonly fd = null;
   readonly growsZeroed: boolean;
+  readonly discards = true;
   maxSize = Number.MAX_SAFE_INTEGER;
   /** Thrown by the next calls, when it answers true. */
   failing: (call: 'write' | 'sync') => boolean = () => false;

@@ -89,6 +89,7 @@ export class RecordingStorage implements Storage {
   readonly align = 1;
   readonly fd = null;
   readonly growsZeroed = true;
+  readonly discards = true;
   readonly initial: Uint8Array;
   /** Syncs that have ended. */
   syncs = 0;

@@ -53,3 +53,24 @@ test('shrinking is refused unless asked for, and tells listeners', async () => {
   await image.resize(512, { shrink: true });
   assert.deepEqual(sizes, [2048 * KiB, 512]);
 });
+
+test('a storage that cannot discard makes a disk that does not offer it', async () => {
+  const storage = new MemoryStorage({ bytes: new Uint8Array(4 * KiB).fill(7) });
+  Object.defineProperty(storage, 'discards', { value: false });
+  const image = new ChainImage([new RawLayer(storage, false)]);
+  assert.equal(image.limits.discardUnit, 0);
+});
+
+test('what is discarded on a device reads as zeros, whatever the device makes of a discard', async () => {
+  const storage = new MemoryStorage({ bytes: new Uint8Array(4 * KiB).fill(7) });
+  Object.defineProperty(storage, 'growsZeroed', { value: false });
+  storage.discard = async (offset, length) => {
+    await storage.writev(offset, IoVec.of(new Uint8Array(length).fill(0xaa)));
+    return true;
+  };
+  const image = new ChainImage([new RawLayer(storage, false)]);
+  await image.discard(0, 1 * KiB);
+  const bytes = new Uint8Array(1 * KiB);
+  await image.readv(0, IoVec.of(bytes));
+  assert.ok(bytes.every((byte) => byte === 0));
+});
