@@ -50,6 +50,8 @@ export class VdiLayer implements Layer {
   /** Freed space that waits for readers to go, before it is used again. */
   #reclaiming: Promise<void> = Promise.resolve();
   #failed = false;
+  /** The file is being made longer: who writes behind that meanwhile would be cut off. */
+  #growing: Promise<void> | undefined;
 
   private constructor(parts: {
     storage: Storage;
@@ -175,6 +177,7 @@ export class VdiLayer implements Layer {
     const { blockSize } = this.#geometry;
     const blocks = this.#writable();
     if (this.#cache.pinnedFull) await this.flush();
+    await this.#grown();
     const first = Math.floor(offset / blockSize);
     const last = Math.min(Math.floor((offset + length - 1) / blockSize), first + MAX_RESERVED - 1);
     const indexes: number[] = [];
@@ -214,6 +217,7 @@ export class VdiLayer implements Layer {
   async #takeRetired(blocks: PhysicalBlocks): Promise<number> {
     await this.flush();
     await this.#reclaiming;
+    await this.#grown();
     const index = blocks.tryTake();
     if (index === undefined) throw noBlocks(this.storage.path);
     return index;
@@ -295,7 +299,7 @@ export class VdiLayer implements Layer {
       // Indexes above the number of blocks there are only while the disk grows: the count must not be higher.
       const next = Math.min(blocks.next, this.#header.cBlocks);
       // Blocks whose end was zeros have not been written up to it.
-      if (copies.length > 0 && this.storage.size < end) await this.storage.resize(end);
+      if (copies.length > 0 && this.storage.size < end) await this.#grow(end);
       if (next !== this.#countOnDisk) {
         await this.#writeCount(next);
         this.#countOnDisk = next;
@@ -312,6 +316,20 @@ export class VdiLayer implements Layer {
       throw error;
     }
     if (retired.length > 0) this.#reclaim(blocks, retired);
+  }
+
+  /** Makes the file as long as what is reserved by now. Whoever reserves meanwhile waits: all writes stay inside that length. */
+  async #grow(size: number): Promise<void> {
+    this.#growing = this.storage.resize(size);
+    try {
+      await this.#growing;
+    } finally {
+      this.#growing = undefined;
+    }
+  }
+
+  async #grown(): Promise<void> {
+    while (this.#growing !== undefined) await this.#growing.catch(() => undefined);
   }
 
   /** Gives places to the next allocation once nobody reads there, and their space to the host meanwhile. */

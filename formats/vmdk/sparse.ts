@@ -77,6 +77,8 @@ export class SparseExtent implements VmdkExtent {
   #reclaiming: Promise<void> = Promise.resolve();
   #flushing: Promise<void> = Promise.resolve();
   #noted: number;
+  /** The file is being made longer: who writes behind that meanwhile would be cut off. */
+  #growing: Promise<void> | undefined;
 
   constructor(parts: SparseParts) {
     this.#parts = parts;
@@ -160,6 +162,7 @@ export class SparseExtent implements VmdkExtent {
   async reserve(offset: number, length: number): Promise<Reservation> {
     if (!this.writable) throw new ImageError('READ_ONLY', 'this extent is read-only', { path: this.storage.path });
     if (this.#parts.cache.pinnedFull) await this.flush();
+    while (this.#growing !== undefined) await this.#growing.catch(() => undefined);
     const { grain, storage } = this;
     const first = Math.floor(offset / grain);
     const last = Math.min(Math.floor((offset + length - 1) / grain), first + MAX_RESERVED - 1);
@@ -273,7 +276,7 @@ export class SparseExtent implements VmdkExtent {
         return place;
       });
       // Grains whose end was zeros have not been written up to it.
-      if (copies.length > 0 && this.storage.size < this.#next) await this.storage.resize(this.#next);
+      if (copies.length > 0 && this.storage.size < this.#next) await this.#grow();
       if (this.#parts.marks.setNext !== undefined && this.#noted !== this.#next) {
         const next = this.#next;
         await this.#parts.marks.setNext(next);
@@ -290,6 +293,16 @@ export class SparseExtent implements VmdkExtent {
       throw error;
     }
     if (retired.size > 0) this.#reclaim([...retired.values()]);
+  }
+
+  /** Makes the file as long as what is reserved by now. Whoever reserves meanwhile waits: all writes stay inside that length. */
+  async #grow(): Promise<void> {
+    this.#growing = this.storage.resize(this.#next);
+    try {
+      await this.#growing;
+    } finally {
+      this.#growing = undefined;
+    }
   }
 
   /** Gives grains to the next allocation once nobody reads there, and their space to the host meanwhile. */

@@ -12,6 +12,7 @@ import { vdi } from '../../../../formats/vdi/driver.ts';
 import { HEADER_V1 } from '../../../../formats/vdi/header.ts';
 import { openDisk, openLayer } from '../../../support/layers.ts';
 import { PowerLog } from '../../../support/recording-storage.ts';
+import { SlowResizeStorage } from '../../../support/slow-storage.ts';
 
 const BLOCK = 64 * 1024;
 const cache = () => new SharedBlockCache(2 ** 20);
@@ -247,5 +248,22 @@ test('the map tells data, zeros and what the parent decides apart', async () => 
   const out = new ExtentBuffer();
   const count = await disk.layers[0]!.map(0, disk.size, out);
   assert.deepEqual([...out.kinds.subarray(0, count)], [3, DATA, ZERO, 3]);
+  await disk.close();
+});
+
+test('what is written while a flush makes the file longer is not cut off by that', async () => {
+  const storage = new SlowResizeStorage({ bytes: (await newImage(64)).toBytes() });
+  const disk = await openDisk(vdi, storage);
+  await disk.writev(0, filled(1, 512));
+  const flushing = disk.flush();
+  const writing: Promise<void>[] = [];
+  for (let i = 1; i < 20; i++) {
+    await new Promise((resolve) => setImmediate(resolve));
+    writing.push(disk.writev(i * BLOCK, filled(i + 1)));
+  }
+  await Promise.all([flushing, ...writing]);
+  const bytes = new Uint8Array(20 * BLOCK);
+  await disk.readv(0, IoVec.of(bytes));
+  for (let i = 1; i < 20; i++) assert.equal(bytes[i * BLOCK], i + 1);
   await disk.close();
 });

@@ -14,6 +14,7 @@ import { vmdk } from '../../../../formats/vmdk/driver.ts';
 import { HOSTED_HEADER } from '../../../../formats/vmdk/header.ts';
 import { openDisk, openLayer, testContext } from '../../../support/layers.ts';
 import { PowerLog } from '../../../support/recording-storage.ts';
+import { SlowResizeStorage } from '../../../support/slow-storage.ts';
 import { temporaryDirectory } from '../../../support/temporary.ts';
 import { type Folder, newDisk, reopenAll } from '../../../support/vmdk-files.ts';
 
@@ -319,5 +320,22 @@ test('a full disk fails the write, and writing goes on when there is room again'
   const bytes = new Uint8Array(3 * 65536);
   await disk.readv(0, IoVec.of(bytes));
   assert.deepEqual([bytes[0], bytes[65536], bytes[131072]], [1, 0, 3]);
+  await disk.close();
+});
+
+test('what is written while a flush makes the file longer is not cut off by that', async () => {
+  const storage = new SlowResizeStorage({ bytes: (await sparse(64)).toBytes() });
+  const disk = await openDisk(vmdk, storage);
+  await disk.writev(0, filled(1, 512));
+  const flushing = disk.flush();
+  const writing: Promise<void>[] = [];
+  for (let i = 1; i < 20; i++) {
+    await new Promise((resolve) => setImmediate(resolve));
+    writing.push(disk.writev(i * GRAIN, filled(i + 1)));
+  }
+  await Promise.all([flushing, ...writing]);
+  const bytes = new Uint8Array(20 * GRAIN);
+  await disk.readv(0, IoVec.of(bytes));
+  for (let i = 1; i < 20; i++) assert.equal(bytes[i * GRAIN], i + 1);
   await disk.close();
 });
