@@ -22,6 +22,8 @@ export interface RepairPlan {
   /** L2 tables, by cluster, and the active L1 table that lie on something else: not written. */
   readonly overlapped: ReadonlySet<number>;
   readonly l1Overlapped: boolean;
+  /** Bytes of counters in one pass over the image. */
+  readonly counterBytes: number | undefined;
 }
 
 /**
@@ -32,22 +34,23 @@ export interface RepairPlan {
  */
 export async function repairQcow2(storage: Storage, plan: RepairPlan): Promise<void> {
   if (plan.repair === 'all') {
-    if (!plan.rebuild) await walkOnce(storage, true, (walk) => correctRefcounts(walk, 'raise'));
-    await walkOnce(storage, !plan.rebuild, (walk) => repairCopied(walk, plan, 'clear'));
+    if (!plan.rebuild) await walkOnce(storage, plan, true, (walk) => correctRefcounts(walk, 'raise'));
+    await walkOnce(storage, plan, !plan.rebuild, (walk) => repairCopied(walk, plan, 'clear'));
   }
-  if (plan.rebuild) await rebuildRefcounts(storage);
-  else await walkOnce(storage, true, (walk) => correctRefcounts(walk, 'lower'));
-  await walkOnce(storage, true, (walk) => repairCopied(walk, plan, 'set'));
+  if (plan.rebuild) await rebuildRefcounts(storage, plan);
+  else await walkOnce(storage, plan, true, (walk) => correctRefcounts(walk, 'lower'));
+  await walkOnce(storage, plan, true, (walk) => repairCopied(walk, plan, 'set'));
 }
 
 /** Counts all references, acts on them pass by pass, and syncs. */
 async function walkOnce(
   storage: Storage,
+  plan: RepairPlan,
   withRefcounts: boolean,
   act: (walk: CheckWalk) => Promise<void>,
 ): Promise<CheckWalk> {
   const unread = emptyCheckResult();
-  const walk = new CheckWalk(await readSubject(storage, unread), new CheckPages(), unread);
+  const walk = new CheckWalk(await readSubject(storage, unread), new CheckPages(plan.counterBytes), unread);
   await forEachPass(walk, withRefcounts, () => act(walk));
   // What could be read a moment ago cannot be now: counts are not what they must be.
   if (unread.checkErrors > 0) throw new ImageError('IO', 'metadata became unreadable during the repair');
@@ -115,9 +118,9 @@ class RefcountWriter {
 }
 
 /** New blocks and a new table behind everything, linked by one write of the header. The old ones are free then. */
-async function rebuildRefcounts(storage: Storage): Promise<void> {
+async function rebuildRefcounts(storage: Storage, plan: RepairPlan): Promise<void> {
   const blocks = new Set<number>();
-  const walk = await walkOnce(storage, false, async (now) => {
+  const walk = await walkOnce(storage, plan, false, async (now) => {
     const { refcountsPerBlock } = now.subject.header.geometry;
     for (const page of now.pages.all()) {
       for (let i = 0; i < page.length; i++) {
@@ -146,7 +149,7 @@ async function rebuildRefcounts(storage: Storage): Promise<void> {
   }
   await zeroFill(storage, start * clusterSize, (end - start) * clusterSize);
 
-  const again = await walkOnce(storage, false, async (now) => {
+  const again = await walkOnce(storage, plan, false, async (now) => {
     // The file has grown: what lies behind its former end is counted below.
     const writer = new RefcountWriter(now, storage, (block) => places.get(block) ?? 0);
     for (const page of now.pages.all()) {

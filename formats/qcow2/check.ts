@@ -13,6 +13,8 @@ import { HeaderSector } from './header-sector.ts';
 export interface CheckQcow2Options extends CheckOptions {
   /** Also decompress every compressed cluster, and look for data that lies on metadata. */
   readonly deep?: boolean | undefined;
+  /** Bytes of counters in one pass over the image. Default 48 MiB. */
+  readonly counterBytes?: number | undefined;
 }
 
 /**
@@ -30,7 +32,7 @@ export interface CheckQcow2Options extends CheckOptions {
 export async function checkQcow2(storage: Storage, options: CheckQcow2Options = {}): Promise<CheckResult> {
   const repair = options.repair ?? 'none';
   const deep = options.deep ?? false;
-  const before = await examine(storage, deep);
+  const before = await examine(storage, deep, options.counterBytes);
   if (repair === 'none') return before.result;
   const found = before.result;
   if (found.checkErrors > 0 || before.incomplete) {
@@ -42,8 +44,9 @@ export async function checkQcow2(storage: Storage, options: CheckQcow2Options = 
     report(found, 'nothing was repaired: the refcount structures have to be made anew, which a repair of all does');
     return found;
   }
-  if (found.corruptions + found.leaks > 0) await repairQcow2(storage, { ...before, repair });
-  const after = found.corruptions + found.leaks > 0 ? await examine(storage, deep) : before;
+  if (found.corruptions + found.leaks > 0)
+    await repairQcow2(storage, { ...before, repair, counterBytes: options.counterBytes });
+  const after = found.corruptions + found.leaks > 0 ? await examine(storage, deep, options.counterBytes) : before;
   const { result } = after;
   if (repair === 'all' && result.corruptions + result.checkErrors === 0) await markConsistent(storage, after.header);
   if (result === found) return result;
@@ -65,12 +68,12 @@ interface Examined {
   readonly l1Overlapped: boolean;
 }
 
-async function examine(storage: Storage, deep: boolean): Promise<Examined> {
+async function examine(storage: Storage, deep: boolean, counterBytes: number | undefined): Promise<Examined> {
   const result = emptyCheckResult();
   const subject = await readSubject(storage, result);
   const { header } = subject;
   result.totalClusters = divideUp(header.size, header.geometry.clusterSize);
-  const pages = new CheckPages();
+  const pages = new CheckPages(counterBytes);
   const walk = new CheckWalk(subject, pages, result, deep);
   const visitor = deep ? new DeepCheck(walk, result) : undefined;
   await forEachPass(walk, true, () => compare(walk, result), visitor);
