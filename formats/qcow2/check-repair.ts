@@ -7,7 +7,7 @@ import { repairCopied } from './check-copied.ts';
 import { CheckPages } from './check-pages.ts';
 import { readSubject } from './check-subject.ts';
 import { CheckWalk, forEachPass } from './check-walk.ts';
-import { HEADER_V2, MAX_REFCOUNT_TABLE_BYTES } from './header.ts';
+import { HEADER_V2, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES } from './header.ts';
 import { HeaderSector } from './header-sector.ts';
 import { setU32 } from './l2.ts';
 import { getRefcount, setRefcount } from './refcount-codec.ts';
@@ -130,7 +130,13 @@ async function rebuildRefcounts(storage: Storage, plan: RepairPlan): Promise<voi
   });
   const { header } = walk.subject;
   const { clusterSize, refcountMax, refcountsPerBlock } = header.geometry;
-  const start = walk.fileClusters + 1;
+  // Not where a damaged L1 table says that it goes on: it would take the new structures for its entries.
+  const near = walk.fileClusters * clusterSize + 2 * MAX_L1_BYTES;
+  let start = walk.fileClusters + 1;
+  for (const { offset, entries } of walk.subject.l1Tables) {
+    const tableEnd = offset + entries * 8;
+    if (tableEnd <= near) start = Math.max(start, divideUp(tableEnd, clusterSize));
+  }
   // The new structures count themselves, which may take more of them.
   let tableClusters = 0;
   for (let size = -1; size !== tableClusters + blocks.size; ) {
