@@ -74,6 +74,8 @@ export class ImageHost {
   readonly #writers = new Map<string, string>();
   /** Storage ids open for reading, with how many opens. */
   readonly #readers = new Map<string, number>();
+  /** Layers that are open for writing, by the id of their storage: their snapshots can be opened beside them. */
+  readonly #live = new Map<string, Layer>();
   readonly #bases = new Map<string, SharedLayer>();
   readonly #images = new Set<ChainImage>();
 
@@ -146,9 +148,22 @@ export class ImageHost {
 
   async #openTop(path: string, readOnly: boolean, shared: boolean, options: OpenImageOptions): Promise<Layer> {
     const mode = shared ? 'shared' : readOnly ? 'read' : 'write';
-    const storage = await this.#openFile(path, readOnly, mode);
     const { snapshot, strict, force, member } = options;
-    return this.#openDriver(storage, options.format, { readOnly, snapshot, strict, force, member }, mode);
+    const view = snapshot === undefined || shared ? undefined : await this.#viewOf(path, snapshot);
+    if (view !== undefined) return view;
+    const storage = await this.#openFile(path, readOnly, mode);
+    const layer = await this.#openDriver(storage, options.format, { readOnly, snapshot, strict, force, member }, mode);
+    if (!readOnly) this.#live.set(storage.id, layer);
+    return layer;
+  }
+
+  /** A snapshot of a file that this host has open for writing: a view that shares everything with the live layer. */
+  async #viewOf(path: string, snapshot: string): Promise<Layer | undefined> {
+    if (this.#live.size === 0) return undefined;
+    const storage = await this.#openStorage(path, { readOnly: true }); // tells which file it is
+    const live = this.#live.get(storage.id);
+    await storage.close();
+    return live?.openSnapshot?.(snapshot);
   }
 
   /** Opens a file with its lock and its entry in the books; both end when the storage closes. */
@@ -193,8 +208,10 @@ export class ImageHost {
     let closing: Promise<void> | undefined;
     storage.close = () => {
       closing ??= close().finally(() => {
-        if (!readOnly) this.#writers.delete(storage.id);
-        else {
+        if (!readOnly) {
+          this.#writers.delete(storage.id);
+          this.#live.delete(storage.id);
+        } else {
           const left = (this.#readers.get(storage.id) ?? 1) - 1;
           if (left > 0) this.#readers.set(storage.id, left);
           else this.#readers.delete(storage.id);

@@ -82,6 +82,11 @@ export interface Layer {
   applySnapshot?(reference: SnapshotReference): Promise<void>;
   deleteSnapshot?(reference: SnapshotReference): Promise<void>;
   /**
+   * An internal snapshot as a read-only layer that shares file, lock, tables and leases with this one, which may be written meanwhile.
+   * While it is open the snapshot cannot be deleted; the file stays open until both are closed.
+   */
+  openSnapshot?(reference: SnapshotReference): Promise<Layer>;
+  /**
    * Makes all completed writes and committed reservations durable: data, then metadata in the format's order. Calls never overlap.
    */
   flush(): Promise<void>;

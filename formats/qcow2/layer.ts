@@ -20,9 +20,9 @@ import { describeQcow2 } from './describe.ts';
 import type { Qcow2Header } from './header.ts';
 import { COMPRESSED_BIT, compressedLength, compressedOffset, getU32 } from './l2.ts';
 import { Mapping } from './mapping.ts';
-import type { PointerTable } from './pointer-table.ts';
+import { PointerTable } from './pointer-table.ts';
 import type { SliceCache } from './slices.ts';
-import type { Qcow2Snapshot } from './snapshot.ts';
+import { checkSnapshotL1, type Qcow2Snapshot } from './snapshot.ts';
 import { selectSnapshot } from './snapshot-editor.ts';
 import type { Qcow2Writer } from './writer.ts';
 
@@ -40,6 +40,8 @@ export interface Qcow2LayerParts {
   /** Undefined when the layer is read-only. */
   readonly writer: Qcow2Writer | undefined;
   readonly leases: LeaseBook;
+  /** For a view of another layer's file: gives back what it shares, in place of closing it. */
+  readonly giveBack?: () => Promise<void>;
 }
 
 /** A qcow2 image, or one of its internal snapshots: mapping and compressed clusters here, everything that changes the file in the writer. */
@@ -60,6 +62,14 @@ export class Qcow2Layer implements Layer {
   readonly #slices: SliceCache | undefined;
   readonly #compressed: CompressedClusters | undefined;
   readonly #writer: Qcow2Writer | undefined;
+  readonly #giveBack: (() => Promise<void>) | undefined;
+  #closing: Promise<void> | undefined;
+  /** This layer and views of its snapshots: the last to close closes the file. */
+  #users = 1;
+  /** Open views by the offset of their L1 table. */
+  readonly #views = new Map<number, number>();
+  /** L1 table of the snapshot that is being deleted. */
+  #deleting: number | undefined;
 
   constructor(parts: Qcow2LayerParts) {
     const { storage, header, tables, writer } = parts;
@@ -72,6 +82,7 @@ export class Qcow2Layer implements Layer {
     this.#size = parts.size;
     this.#dataStorage = parts.dataStorage;
     this.#writer = writer;
+    this.#giveBack = parts.giveBack;
     this.readOnly = writer === undefined;
     this.leases = parts.leases;
     this.parent =
@@ -173,7 +184,57 @@ export class Qcow2Layer implements Layer {
 
   async deleteSnapshot(reference: SnapshotReference): Promise<void> {
     const { snapshots } = this.#writing();
-    await snapshots.delete(selectSnapshot(snapshots.table.snapshots, reference));
+    const snapshot = selectSnapshot(snapshots.table.snapshots, reference);
+    if (this.#views.has(snapshot.l1TableOffset)) {
+      throw new ImageError('LOCKED', `snapshot ${snapshot.id} is open`, { path: this.storage.path });
+    }
+    this.#deleting = snapshot.l1TableOffset;
+    try {
+      await snapshots.delete(snapshot);
+    } finally {
+      this.#deleting = undefined;
+    }
+  }
+
+  async openSnapshot(reference: SnapshotReference): Promise<Qcow2Layer> {
+    const { storage, header } = this;
+    const slices = this.#slices;
+    const snapshot = selectSnapshot(this.snapshots, reference);
+    const { l1TableOffset, l1Size, id } = snapshot;
+    checkSnapshotL1(snapshot, header.geometry.clusterSize);
+    const size = snapshot.diskSize ?? this.#size;
+    if (slices === undefined || this.#users === 0) throw new LunetteError('CLOSED', 'the image is closed');
+    if (this.#deleting === l1TableOffset) {
+      throw new ImageError('LOCKED', `snapshot ${id} is being deleted`, { path: storage.path });
+    }
+    if (!Number.isSafeInteger(size)) throw new ImageError('TOO_LARGE', 'the disk of the snapshot is larger than 8 PiB');
+    this.#users++;
+    this.#views.set(l1TableOffset, (this.#views.get(l1TableOffset) ?? 0) + 1);
+    const giveBack = async () => {
+      const left = (this.#views.get(l1TableOffset) as number) - 1;
+      if (left > 0) this.#views.set(l1TableOffset, left);
+      else this.#views.delete(l1TableOffset);
+      await this.#leave();
+    };
+    try {
+      const { clusterSize } = header.geometry;
+      const options = { name: 'L1 table', offset: l1TableOffset, entries: l1Size, clusterSize };
+      return new Qcow2Layer({
+        storage,
+        dataStorage: this.#dataStorage,
+        header,
+        snapshots: this.snapshots,
+        size: size - (size % 512),
+        cache: this.#cache,
+        tables: { l1: await PointerTable.load(storage, options), slices },
+        writer: undefined,
+        leases: this.leases,
+        giveBack,
+      });
+    } catch (error) {
+      await giveBack();
+      throw error;
+    }
   }
 
   /** The disk has another size, perhaps another content. */
@@ -186,17 +247,29 @@ export class Qcow2Layer implements Layer {
     await this.#writer?.flush();
   }
 
-  async close(): Promise<void> {
+  close(): Promise<void> {
+    this.#closing ??= this.#close();
+    return this.#closing;
+  }
+
+  async #close(): Promise<void> {
     try {
       await this.#writer?.close();
     } finally {
       this.#compressed?.release();
-      this.#slices?.release();
-      try {
-        if (this.#dataStorage !== this.storage) await this.#dataStorage.close();
-      } finally {
-        await this.storage.close();
-      }
+      await this.#leave();
+    }
+  }
+
+  async #leave(): Promise<void> {
+    this.#users--;
+    if (this.#users > 0) return;
+    if (this.#giveBack !== undefined) return this.#giveBack();
+    this.#slices?.release();
+    try {
+      if (this.#dataStorage !== this.storage) await this.#dataStorage.close();
+    } finally {
+      await this.storage.close();
     }
   }
 

@@ -114,3 +114,39 @@ for (const { clusterSize, options, backing } of SHAPES) {
     }
   });
 }
+
+test('a disk that grew and shrank under us is as large, as empty behind its old end, and clean to QEMU', {
+  skip: requires.qemuImg(),
+}, async (t) => {
+  const random = randomFor(t);
+  const directory = await temporaryDirectory(t);
+  for (const backing of [false, true]) {
+    const path = join(directory, `resized-${backing}.qcow2`);
+    const size = 300 * KiB + 512;
+    if (backing) {
+      await create(t, { size: 900 * KiB, path: join(directory, 'long.qcow2') });
+      await withImage(join(directory, 'long.qcow2'), (image) => image.writev(0, IoVec.of(random.bytes(900 * KiB))));
+    }
+    await create(t, { path, clusterSize: 4 * KiB, size, ...(backing ? { backing: 'long.qcow2' } : {}) });
+    let shown = await withImage(path, (image) => scatter(image, random));
+    for (const next of [1000 * KiB, 200 * KiB + 512, 40 * MiB, 512, 600 * KiB]) {
+      await withImage(path, (image) => image.resize(next, { shrink: true }));
+      const expected = new Uint8Array(next);
+      expected.set(shown.subarray(0, next));
+      await assertClean(path, `${next} bytes`);
+      const raw = join(directory, 'resized.raw');
+      await qemuImg('convert', '-f', 'qcow2', '-O', 'raw', path, raw);
+      assert.ok(Buffer.compare(await readFile(raw), expected) === 0, `${next} bytes, backing ${backing}`);
+      shown = await withImage(path, (image) => scatter(image, random));
+    }
+  }
+  const old = await create(t, { path: join(directory, 'old.qcow2'), size: MiB, options: { compat: '0.10' } });
+  await qemuImg('snapshot', '-c', 'one', old);
+  await withImage(old, async (image) => {
+    await assert.rejects(image.resize(2 * MiB), { code: 'UNSUPPORTED', message: /version 2 with snapshots/ });
+    await deleteSnapshot(image, 'one');
+    await assert.rejects(image.resize(512), { code: 'INVALID', help: /--shrink/ });
+    await image.resize(2 * MiB);
+  });
+  await assertClean(old, 'version 2');
+});
