@@ -87,15 +87,19 @@ function compare(walk: CheckWalk, result: CheckResult): void {
   const { header, refcountTable } = walk.subject;
   const { clusterSize, refcountMax, refcountsPerBlock } = header.geometry;
   const { fileClusters } = walk;
+  let last = -1;
   for (const page of walk.pages.all()) {
     for (let i = 0; i < page.length; i++) {
       const references = page.references(i);
       const refcount = page.refcount(i);
-      if (references === 0 && refcount === 0) continue;
+      if (references === refcount) {
+        if (references !== 0) last = page.first + i;
+        continue;
+      }
       const cluster = page.first + i;
       if (cluster >= fileClusters && references === 0) continue;
-      result.imageEndOffset = Math.max(result.imageEndOffset, (cluster + 1) * clusterSize);
-      if (references === refcount || walk.isBroken(cluster)) continue;
+      last = cluster;
+      if (walk.isBroken(cluster)) continue;
       const most = Math.min(references, refcountMax);
       if (references > most) {
         result.corruptions += references - most;
@@ -117,6 +121,7 @@ function compare(walk: CheckWalk, result: CheckResult): void {
       }
     }
   }
+  result.imageEndOffset = Math.max(result.imageEndOffset, (last + 1) * clusterSize);
 }
 
 /** The marks of a writer that did not finish, or met something wrong. */
