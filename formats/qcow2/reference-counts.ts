@@ -4,6 +4,9 @@ const PAGE = 4096;
 /** How often each host cluster is referred to, counted from scratch: for clusters of the file, however large it claims to be. */
 export class ReferenceCounts {
   readonly #pages = new Map<number, Uint32Array>();
+  /** The page used last: neighbours are asked for one after the other. */
+  #lastIndex = -1;
+  #last: Uint32Array | undefined;
   /** Clusters up to and without this one may be referred to. */
   readonly limit: number;
 
@@ -19,17 +22,26 @@ export class ReferenceCounts {
   }
 
   get(cluster: number): number {
-    return this.#pages.get(Math.floor(cluster / PAGE))?.[cluster % PAGE] ?? 0;
+    const index = Math.floor(cluster / PAGE);
+    const page = index === this.#lastIndex ? this.#last : this.#pageAt(index);
+    return page === undefined ? 0 : (page[cluster - index * PAGE] as number);
   }
 
   set(cluster: number, references: number): void {
     const index = Math.floor(cluster / PAGE);
-    let page = this.#pages.get(index);
+    let page = index === this.#lastIndex ? this.#last : this.#pageAt(index);
     if (page === undefined) {
       page = new Uint32Array(PAGE);
       this.#pages.set(index, page);
+      this.#last = page;
     }
-    page[cluster % PAGE] = references;
+    page[cluster - index * PAGE] = references;
+  }
+
+  #pageAt(index: number): Uint32Array | undefined {
+    this.#lastIndex = index;
+    this.#last = this.#pages.get(index);
+    return this.#last;
   }
 
   /** True when a cluster of [first, end) is referred to. Takes time by what was counted, not by how far apart the ends are. */

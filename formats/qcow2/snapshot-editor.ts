@@ -244,7 +244,7 @@ export class SnapshotEditor {
   /**
    * Runs a change: marked in the file, begun with nothing dirty, undone when it fails.
    *
-   * @param act everything up to the header's switch. What it returns lets go of the old: a failure there leaves leaks, and the mark, so
+   * @param act everything up to the header's switch. What it returns lets go of the old, where that changes refcounts: a failure there leaves leaks, and the mark, so
    *   that the next open for writing mends them
    */
   async #marked(act: (undo: Undo) => Promise<(() => Promise<void>) | undefined>): Promise<void> {
@@ -266,16 +266,18 @@ export class SnapshotEditor {
       });
       throw error;
     }
-    await this.#settled(async () => release?.());
+    await this.#settled(release);
   }
 
   /** Lets go of what is not needed, puts COPIED right, and takes the mark away: all as far as it goes. */
-  async #settled(release: () => Promise<void>): Promise<void> {
+  async #settled(release: (() => Promise<void>) | undefined): Promise<void> {
     const { state } = this.#host;
     try {
-      await release();
-      await this.#host.quiet();
-      await state.change(() => restoreCopied(state));
+      if (release !== undefined) {
+        await release();
+        await this.#host.quiet();
+        await state.change(() => restoreCopied(state));
+      }
       await this.#host.quiet();
       await this.#mark(false);
     } catch (error) {
