@@ -5,8 +5,9 @@ import { RangeLock } from '../core/range-lock.ts';
 import { alignDown, alignUp } from '../core/units.ts';
 import { begin, ChainReader, settle } from './chain-read.ts';
 import { ABSENT, ExtentBuffer, isWritable, ZERO } from './extent.ts';
+import { fillRegions } from './fill-regions.ts';
 import type { Image, ImageLimits } from './image.ts';
-import type { Layer, Region, Reservation, ResizeOptions } from './layer.ts';
+import type { Layer, ResizeOptions } from './layer.ts';
 
 /** Most bytes of explicit zeros in one write. */
 const ZERO_CHUNK = 1024 * 1024;
@@ -38,6 +39,8 @@ export class ChainImage implements Image {
   readonly #release: () => Promise<void>;
   /** For the synchronous path: what was mapped last. */
   readonly #extents = new ExtentBuffer();
+  /** For writes that wait, which may overlap in time. */
+  readonly #freeExtents: ExtentBuffer[] = [];
   readonly #resizeListeners = new Set<(size: number) => void>();
   /** beginWrite() has succeeded. */
   #begun = false;
@@ -241,8 +244,9 @@ export class ChainImage implements Image {
   async #zeroTail(from: number, end: number): Promise<boolean> {
     const to = Math.min(end, alignUp(from, this.#top.endUnit ?? 1));
     if (from >= to) return false;
-    await this.#top.map(from, to - from, this.#extents);
-    const kind = this.#extents.kinds[0];
+    const extents = new ExtentBuffer();
+    await this.#top.map(from, to - from, extents);
+    const kind = extents.kinds[0];
     if (kind === ZERO || (kind === ABSENT && this.layers.length === 1)) return false;
     const list = new IoVec();
     appendZeros(list, to - from);
@@ -347,7 +351,7 @@ export class ChainImage implements Image {
   async #write(offset: number, iov: IoVec): Promise<void> {
     const top = this.#top;
     const end = offset + iov.byteLength;
-    const extents = new ExtentBuffer();
+    const extents = this.#freeExtents.pop() ?? new ExtentBuffer();
     const pending: Promise<void>[] = [];
     try {
       for (let at = offset; at < end; ) {
@@ -371,6 +375,7 @@ export class ChainImage implements Image {
         at = await this.#allocate(start, stop, offset, iov);
       }
     } finally {
+      this.#freeExtents.push(extents);
       await settle(pending);
     }
   }
@@ -386,7 +391,7 @@ export class ChainImage implements Image {
       const reservation = await this.#top.reserve(start, stop - start);
       const end = Math.min(reservation.end, stop);
       try {
-        await settle(this.#fillRegions(reservation, start, end, offset, iov));
+        await settle(fillRegions(this.#reader, reservation, { start, end }, { offset, iov }));
       } catch (error) {
         await reservation.abort();
         if (retried || codeOf(error) !== 'NO_SPACE') throw error;
@@ -398,71 +403,12 @@ export class ChainImage implements Image {
     }
   }
 
-  /** Begins all writes of a reservation: regions that touch in the file go in one. */
-  #fillRegions(reservation: Reservation, start: number, end: number, offset: number, iov: IoVec): Promise<void>[] {
-    const pending: Promise<void>[] = [];
-    let run: Region[] = [];
-    for (const region of reservation.regions) {
-      const last = run[run.length - 1];
-      if (
-        last !== undefined &&
-        (last.storage !== region.storage || last.storageOffset + last.length !== region.storageOffset)
-      ) {
-        pending.push(this.#fillRun(run, start, end, offset, iov));
-        run = [];
-      }
-      run.push(region);
-    }
-    if (run.length > 0) pending.push(this.#fillRun(run, start, end, offset, iov));
-    return pending;
-  }
-
-  async #fillRun(run: readonly Region[], start: number, end: number, offset: number, iov: IoVec): Promise<void> {
-    const storage = (run[0] as Region).storage;
-    let at = (run[0] as Region).storageOffset;
-    const list = new IoVec();
-    const write = async () => {
-      if (list.byteLength > 0) await storage.writev(at, list);
-      at += list.byteLength;
-      list.clear();
-    };
-    for (const region of run) {
-      const regionEnd = region.guestOffset + region.length;
-      const from = Math.min(Math.max(start, region.guestOffset), regionEnd);
-      const to = Math.max(Math.min(end, regionEnd), from);
-      for (const [guest, length] of [
-        [region.guestOffset, from - region.guestOffset],
-        [to, regionEnd - to],
-      ] as const) {
-        if (guest === to && to > from) list.appendSlice(iov, from - offset, to - from);
-        if (length === 0) continue;
-        const zero = region.fill === 'zero' || this.#readsZero(guest, length);
-        if (zero && region.fresh) {
-          await write();
-          at += length; // reads as zeros already
-        } else if (zero) {
-          appendZeros(list, length);
-        } else {
-          const bytes = new Uint8Array(length);
-          await this.#reader.read(0, guest, IoVec.of(bytes));
-          list.append(bytes);
-        }
-      }
-    }
-    await write();
-  }
-
-  /** As the reader's, for ranges that may end behind the image (the rest of its last cluster). */
-  #readsZero(offset: number, length: number): boolean {
-    return this.#reader.readsZero(0, offset, length);
-  }
-
   /** Writes zeros over a locked range, leaving alone what is known to read as zeros. */
   async #writeZeros(offset: number, length: number): Promise<void> {
     const list = new IoVec();
     for (let at = offset; at < offset + length; ) {
       const take = Math.min(ZERO_CHUNK, offset + length - at);
-      if (!this.#readsZero(at, take)) {
+      if (!this.#reader.readsZero(0, at, take)) {
         list.clear();
         appendZeros(list, take);
         await this.#write(at, list);

@@ -24,6 +24,8 @@ interface ToDescribe {
   /** What is opened. */
   readonly path: string;
   readonly format: string | undefined;
+  /** The disk, where the file is an archive of several. */
+  readonly member?: string | undefined;
 }
 
 /** What an image is, and with `backingChain` what is below it, top first. Each file is opened alone, and closed again. */
@@ -38,15 +40,18 @@ export async function describeChain(image: string, options: DescribeOptions): Pr
     filename: image,
     path: name.path,
     format: options.format,
+    member: name.member,
   };
   while (next !== undefined) {
     const current: ToDescribe = next;
-    const { filename, path, format } = current;
+    const { filename, path, format, member } = current;
     next = undefined;
     const lock = options.forceShare === true ? 'shared' : 'default';
-    const layer = await host.openLayer(path, { format, lock, strict: options.strict }).catch((error: unknown) => {
-      throw explainFormat(error, format);
-    });
+    const layer = await host
+      .openLayer(path, { format, member, lock, strict: options.strict })
+      .catch((error: unknown) => {
+        throw explainFormat(error, format);
+      });
     try {
       const { storage } = layer;
       if (seen.has(storage.id) || chain.length === MAX_DEPTH) {

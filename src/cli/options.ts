@@ -23,6 +23,14 @@ export function strictOption(): Option {
   return new Option('--strict', 'warnings about an image are failures');
 }
 
+export function parentOption(): Option {
+  return new Option('--parent <file>', 'VDI, VMDK: the image that this one stands on');
+}
+
+export function ignoreCidOption(): Option {
+  return new Option('--ignore-cid', 'VDI, VMDK: go on when the parent was changed since');
+}
+
 export function allowOption(): Option {
   return new Option('--allow <dir>', 'a directory that files named inside an image may be in (repeatable)').argParser(
     collect,

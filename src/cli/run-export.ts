@@ -164,8 +164,9 @@ async function readSettings(
 }
 
 function requests(images: readonly string[], options: ExportOptions): ExportRequest[] {
-  const { format, snapshot, readOnly, ephemeral, overlay, forceShare, strict } = options;
-  return images.map((image) => ({ image, format, snapshot, readOnly, ephemeral, overlay, forceShare, strict }));
+  const { format, snapshot, readOnly, ephemeral, overlay, forceShare, strict, parent, ignoreCid, force } = options;
+  const same = { format, snapshot, readOnly, ephemeral, overlay, forceShare, strict, parent, ignoreCid, force };
+  return images.map((image) => ({ image, ...same }));
 }
 
 function metricsAddress({ metrics }: ExportOptions): Address | undefined {
@@ -180,8 +181,11 @@ function checkUsage(options: ExportOptions, images: readonly string[]): void {
     });
   }
   checkTransportOptions(options);
-  if (overlay !== undefined && images.length > 1) {
-    throw new UsageError('USAGE', '--overlay is for one image');
+  for (const [option, given] of [
+    ['--overlay', overlay],
+    ['--parent', options.parent],
+  ] as const) {
+    if (given !== undefined && images.length > 1) throw new UsageError('USAGE', `${option} is for one image`);
   }
 }
 

@@ -25,6 +25,12 @@ export interface ExportRequest {
   readonly forceShare?: boolean | undefined;
   /** Warnings about the image are failures. */
   readonly strict?: boolean | undefined;
+  /** The file that a differencing image stands on, in place of what it names or of a search. */
+  readonly parent?: string | undefined;
+  /** A parent that was changed since the image was made is a warning, no error. */
+  readonly ignoreCid?: boolean | undefined;
+  /** Write to an image although another one stands on it. */
+  readonly force?: boolean | undefined;
 }
 
 export interface OpenedExport {
@@ -63,10 +69,10 @@ function isOverlaid(request: ExportRequest): boolean {
 export async function openExport(host: ImageHost, request: ExportRequest, log: ServerLog): Promise<OpenedExport> {
   const name = parseImageSource(request.image);
   if (name.kind === 'nbd') return openRemote(name.url, request, log);
-  const { path } = name;
+  const { path, member } = name;
   const overlaid = isOverlaid(request);
   const readOnly = request.readOnly === true || request.snapshot !== undefined || overlaid;
-  const base = await openBase(host, path, readOnly, request);
+  const base = await openBase(host, path, member, readOnly, request);
   const { format } = base;
   const probedRaw = request.format === undefined && format === 'raw';
   if (probedRaw) await checkProbed(base);
@@ -99,13 +105,23 @@ async function openRemote(url: string, request: ExportRequest, log: ServerLog): 
   return { image: new ProbeGuard(image, (text) => log.warn({ image: url }, text)), format: 'raw' };
 }
 
-async function openBase(host: ImageHost, path: string, readOnly: boolean, request: ExportRequest): Promise<ChainImage> {
+async function openBase(
+  host: ImageHost,
+  path: string,
+  member: string | undefined,
+  readOnly: boolean,
+  request: ExportRequest,
+): Promise<ChainImage> {
   try {
     return await host.open(path, {
       format: request.format,
       readOnly,
       snapshot: request.snapshot,
       strict: request.strict,
+      parent: request.parent,
+      ignoreCid: request.ignoreCid,
+      force: request.force,
+      member,
       lock: request.forceShare === true ? 'shared' : 'default',
     });
   } catch (error) {

@@ -12,10 +12,18 @@ const SCHEMES: Readonly<Record<string, string>> = {
 /** Schemes of NBD, as libnbd and QEMU have them. */
 const NBD_SCHEME = /^nbds?(\+unix|\+tcp)?$/;
 
+/** `appliance.ova#disk2.vmdk`: a disk in an archive. Other files may have a # in their names. */
+const ARCHIVE_MEMBER = /^(.*\.ova)#(.+)$/is;
+
+/** A file; `member` names the disk where the file is an archive of several. */
+export interface FileSource {
+  readonly kind: 'file';
+  readonly path: string;
+  readonly member?: string;
+}
+
 /** What a person means by IMAGE: a file, or an export of an NBD server. */
-export type ImageSource =
-  | { readonly kind: 'file'; readonly path: string }
-  | { readonly kind: 'nbd'; readonly url: string };
+export type ImageSource = FileSource | { readonly kind: 'nbd'; readonly url: string };
 
 /**
  * What a person means by IMAGE on the command line.
@@ -29,13 +37,18 @@ export function parseImageSource(text: string): ImageSource {
   const scheme = /^([a-z][a-z0-9+.-]*):/i.exec(text)?.[1]?.toLowerCase();
   // `nbd:host:port`, QEMU's old spelling, has no slashes.
   if (scheme !== undefined && NBD_SCHEME.test(scheme)) return { kind: 'nbd', url: text };
-  if (scheme === 'file') return { kind: 'file', path: filePath(text) };
+  if (scheme === 'file') return fileSource(filePath(text));
   const help = scheme === undefined ? undefined : SCHEMES[scheme];
-  if (help === undefined) return { kind: 'file', path: text };
+  if (help === undefined) return fileSource(text);
   throw new LunetteError('UNSUPPORTED', `${scheme}: images cannot be opened by this version of lunette`, {
     path: text,
     help: `${help} (A file of that name: ./${text})`,
   });
+}
+
+function fileSource(text: string): FileSource {
+  const [, path, member] = ARCHIVE_MEMBER.exec(text) ?? [];
+  return path === undefined || member === undefined ? { kind: 'file', path: text } : { kind: 'file', path, member };
 }
 
 function filePath(text: string): string {
@@ -48,7 +61,7 @@ function filePath(text: string): string {
 }
 
 /** The same where only a file can stand. @throws {LunetteError} UNSUPPORTED for URLs */
-export function parseImageName(text: string): { readonly kind: 'file'; readonly path: string } {
+export function parseImageName(text: string): FileSource {
   const source = parseImageSource(text);
   if (source.kind === 'file') return source;
   throw new LunetteError('UNSUPPORTED', 'an NBD export cannot be used here, only a file', { path: text });

@@ -6,7 +6,9 @@ import {
   collect,
   forceShareOption,
   formatOption,
+  ignoreCidOption,
   jsonOption,
+  parentOption,
   sizeArgument,
   strictOption,
 } from '../options.ts';
@@ -44,6 +46,9 @@ export interface ExportOptions extends CommonOptions {
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
   readonly strict?: boolean;
+  readonly parent?: string;
+  readonly ignoreCid?: boolean;
+  readonly force?: boolean;
 }
 
 const EXAMPLES = `
@@ -83,6 +88,9 @@ export function registerExport(program: Command, context: CliContext): void {
     .option('--ephemeral', 'writes go to a temporary overlay, thrown away at the end')
     .option('--overlay <file.qcow2>', 'writes go to this overlay, made if missing')
     .addOption(forceShareOption())
+    .addOption(parentOption())
+    .addOption(ignoreCidOption())
+    .option('--force', 'VMDK: write to an image although another one stands on it')
     .option('--chap <user>', 'initiators must log in as this user')
     .option('--chap-secret-file <file>', 'the secret of --chap: the first line of a file, 12 bytes or more')
     .option('--mutual-chap <user>', 'we prove to initiators that ask that we are this user')

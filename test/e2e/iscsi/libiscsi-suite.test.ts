@@ -26,7 +26,7 @@ async function rawImage(t: Cleanup): Promise<string> {
 
 interface Case {
   readonly name: string;
-  readonly format: 'raw' | 'qcow2';
+  readonly format: 'raw' | 'qcow2' | 'vmdk' | 'vdi';
   readonly args?: readonly string[];
   /** How many tests pass at least. */
   readonly passes: number;
@@ -42,6 +42,8 @@ interface Case {
 const CASES: readonly Case[] = [
   { name: 'a qcow2 image', format: 'qcow2', passes: 192 },
   { name: 'a raw image', format: 'raw', passes: 192 },
+  { name: 'a VMDK disk', format: 'vmdk', passes: 192 },
+  { name: 'a VDI image', format: 'vdi', passes: 192 },
   {
     name: 'a removable medium',
     format: 'qcow2',

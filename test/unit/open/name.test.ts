@@ -32,6 +32,12 @@ test('NBD addresses are images, but not where only a file can stand', () => {
   }
 });
 
+test('a disk in an archive is named behind a #, and other files may have one in their names', () => {
+  assert.deepEqual(parseImageName('/a/vm.ova#disk2.vmdk'), { kind: 'file', path: '/a/vm.ova', member: 'disk2.vmdk' });
+  assert.deepEqual(parseImageName('vm.OVA'), { kind: 'file', path: 'vm.OVA' });
+  assert.deepEqual(parseImageName('disk#1.qcow2'), { kind: 'file', path: 'disk#1.qcow2' });
+});
+
 test('an empty name is refused', () => {
   assert.throws(() => parseImageName(''), { code: 'INVALID' });
 });
