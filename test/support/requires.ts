@@ -41,6 +41,12 @@ export function requireCondition(holds: boolean, reason: string): Skip {
   return reason;
 }
 
+/** For a test that finds out on its way that it cannot run here: skips it, with the reason, or fails it in CI. */
+export function cannotRun(t: { skip(reason?: string): void }, reason: string): void {
+  requireCondition(false, reason);
+  t.skip(reason);
+}
+
 /** Needs all of these programs. `from` is the Debian package to name in the reason. */
 export function requirePrograms(names: readonly string[], from: string): Skip {
   const missing = names.filter((name) => findProgram(name) === undefined);

@@ -48,9 +48,11 @@ test('nothing is left for later in the code', () => {
 });
 
 test('no test is switched off or runs alone', () => {
-  // The reporter's own tests write such tests. A test that finds out on its way that it cannot run says why: t.skip(reason).
-  const tests = code.filter((path) => path.startsWith('test/') && path !== 'test/unit/scripts/test-reporter.test.ts');
-  const off = /\b(test|it|describe|suite)\.(only|skip|todo)\(|\bt\.(todo\(|skip\(\))|\b(skip|todo|only): *(true|['"`])/;
+  // The reporter's own tests write such tests. One that finds out on its way that it cannot run calls cannotRun() of requires.ts,
+  // which fails in CI.
+  const excepted = ['test/unit/scripts/test-reporter.test.ts', 'test/support/requires.ts'];
+  const tests = code.filter((path) => path.startsWith('test/') && !excepted.includes(path));
+  const off = /\b(test|it|describe|suite)\.(only|skip|todo)\(|\bt\.(todo|skip)\(|\b(skip|todo|only): *(true|['"`])/;
   assert.deepEqual(linesWith(off, tests), []);
 });
 

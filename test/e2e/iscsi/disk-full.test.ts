@@ -9,7 +9,7 @@ import { IscsiInitiator } from '../../support/iscsi-initiator.ts';
 import { type LunetteExport, startExport } from '../../support/lunette-export.ts';
 import { run, runOk } from '../../support/process.ts';
 import { qemu, qemuIoResult } from '../../support/qemu.ts';
-import { requires } from '../../support/requires.ts';
+import { cannotRun, requires } from '../../support/requires.ts';
 import { temporaryDirectory, temporaryFile } from '../../support/temporary.ts';
 
 const skip = requires.qemuIscsi() || requires.root() || requires.e2fsprogs();
@@ -30,8 +30,7 @@ async function smallFilesystem(t: TestContext, type: 'tmpfs' | 'ext4', size: num
     mounted = await run('mount', ['-o', 'loop', image, folder]);
   }
   if (mounted.status !== 0) {
-    requires.that(false, `cannot mount a ${type}: ${mounted.stderr.trim()}`);
-    t.skip(`cannot mount a ${type}: ${mounted.stderr.trim()}`);
+    cannotRun(t, `cannot mount a ${type}: ${mounted.stderr.trim()}`);
     return undefined;
   }
   return folder;

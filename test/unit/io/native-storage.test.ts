@@ -13,7 +13,7 @@ import { memoryFolder } from '../../support/memory-folder.ts';
 import { mountMade } from '../../support/mounts.ts';
 import { run, runOk } from '../../support/process.ts';
 import { randomFor } from '../../support/random.ts';
-import { findProgram, requires } from '../../support/requires.ts';
+import { cannotRun, findProgram, requires } from '../../support/requires.ts';
 import { temporaryFile } from '../../support/temporary.ts';
 
 const skip = requireAddon();
@@ -191,7 +191,7 @@ for (const [make, name, noWaitWrites] of [
     skip,
   }, async (t) => {
     const folder = await mountMade(t, make);
-    if (folder === undefined) return t.skip(`${name} cannot be made or mounted here`);
+    if (folder === undefined) return cannotRun(t, `${name} cannot be made or mounted here`);
     const here = directoryFacts(folder);
     assert.equal(here?.fileSystem, name);
     if (noWaitWrites !== undefined) assert.equal(here.noWaitWrites, noWaitWrites);
@@ -231,11 +231,11 @@ for (const [make, name, noWaitWrites] of [
 }
 
 test('a block device has its size, zeroes and discards, and cannot be resized', {
-  skip: skip || requires.root() || only(findProgram('losetup') !== undefined, 'no losetup'),
+  skip: skip || requires.root() || requires.that(findProgram('losetup') !== undefined, 'no losetup'),
 }, async (t) => {
   const image = await temporaryFile(t, 'device', new Uint8Array(4 << 20).fill(1));
   const made = await run('losetup', ['--find', '--show', image]);
-  if (made.status !== 0) return t.skip(`no loop device: ${made.stderr}`);
+  if (made.status !== 0) return cannotRun(t, `no loop device: ${made.stderr}`);
   const device = made.stdout.trim();
   t.after(() => runOk('losetup', ['-d', device]));
   const storage = await openNativeStorage(device, { readOnly: false });
