@@ -4,6 +4,8 @@ import { type Interrupts, processInterrupts } from './interrupts.ts';
 export interface Output {
   write(text: string): void;
   readonly isTerminal: boolean;
+  /** Width of the terminal, characters; undefined where it is none. */
+  readonly columns?: number | undefined;
 }
 
 /**
@@ -47,6 +49,9 @@ function streamOutput(stream: NodeJS.WriteStream, maxBacklog: number): Output {
     },
     get isTerminal() {
       return stream.isTTY === true;
+    },
+    get columns() {
+      return stream.isTTY === true ? stream.columns : undefined;
     },
   };
 }

@@ -19,6 +19,10 @@ export function outputOption(): Option {
   return new Option('--output <form>', 'human or json').choices(['human', 'json']);
 }
 
+export function progressOption(): Option {
+  return new Option('-p, --progress', 'show how far it is: a bar on a terminal, else a line a second');
+}
+
 export function strictOption(): Option {
   return new Option('--strict', 'warnings about an image are failures');
 }
