@@ -60,3 +60,53 @@ export interface LayerContext {
   /** Something is odd but not fatal. One sentence, without the path. */
   warn(message: string, from: Storage): void;
 }
+
+/** An option of new images of one format, as in `-o NAME=VALUE`. */
+export interface CreateOption {
+  readonly name: string;
+  /** How its value is read: `choice` is one of `choices`, a size takes k, M, G, … */
+  readonly kind: 'size' | 'number' | 'boolean' | 'string' | 'choice';
+  readonly choices?: readonly string[];
+  /** What it is when it is not given; undefined: nothing. Shown, and handed to create(). */
+  readonly default?: CreateValue;
+  /** One line for `-o help`. */
+  readonly meaning: string;
+}
+
+export type CreateValue = string | number | boolean;
+export type CreateValues = Readonly<Record<string, CreateValue | undefined>>;
+
+/** What a new image stands on. */
+export interface CreateBacking {
+  /** As it shall stand in the image: a relative name is relative to the image. */
+  readonly reference: string;
+  readonly format: string | undefined;
+  /** The ids that it is known by (Layer.ids); undefined when it was not looked at. */
+  readonly ids?: Readonly<Record<string, string>> | undefined;
+}
+
+export interface CreateRequest {
+  /** Guest bytes, as `sizeOf` rounds them. */
+  readonly size: number;
+  /** Every option of the format that has a value. */
+  readonly values: CreateValues;
+  readonly backing?: CreateBacking | undefined;
+  /** Makes an empty file beside the image, locked for writing; whoever asks closes it. */
+  createFile(name: string): Promise<Storage>;
+}
+
+/** How new images of a format are made. */
+export interface FormatCreator {
+  /** As in `-f NAME`. */
+  readonly format: string;
+  /** In the order in which they are shown. */
+  readonly options: readonly CreateOption[];
+  /** The disk that is made when `size` bytes are asked for: formats count in sectors. */
+  sizeOf(size: number): number;
+  /**
+   * Writes an empty disk into a storage, whatever that held before. Durable when it is done.
+   *
+   * @throws {LunetteError} INVALID for options that contradict each other, TOO_LARGE, UNSUPPORTED, NO_SPACE
+   */
+  create(storage: Storage, request: CreateRequest): Promise<void>;
+}

@@ -6,7 +6,15 @@ export { type CheckImageOptions, checkImage, type ImageCheck } from './check.ts'
 export * from './core/errors.ts';
 export { IoVec } from './core/iov.ts';
 export { formatSize, parseSize } from './core/units.ts';
-export type { FormatDriver } from './driver.ts';
+export {
+  CREATORS,
+  type CreatedImage,
+  type CreateImageOptions,
+  createImage,
+  creatorOf,
+  readCreateValues,
+} from './create.ts';
+export type { CreateOption, CreateValue, CreateValues, FormatCreator, FormatDriver } from './driver.ts';
 export { ChainImage } from './image/chain.ts';
 export type { CheckOptions, CheckResult } from './image/check.ts';
 export * from './image/extent.ts';

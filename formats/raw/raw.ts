@@ -6,6 +6,7 @@ import type { Layer, LayerInfo, LayerLimits, Reservation, ResizeOptions } from '
 import { LeaseBook } from '../image/lease.ts';
 import { actualSize } from '../storage/actual-size.ts';
 import type { Storage } from '../storage/storage.ts';
+import { preallocate } from './creator.ts';
 
 /** Raw disks: the file is the disk. Holes of a sparse file read as zeros and show in the map. */
 export const raw: FormatDriver = {
@@ -104,7 +105,19 @@ export class RawLayer implements Layer {
         },
       );
     }
+    const before = this.#size;
+    if (options.preallocation === 'metadata') {
+      throw new LunetteError('INVALID', 'raw disks have no metadata to preallocate: falloc or full', {
+        path: this.storage.path,
+      });
+    }
     await this.storage.resize(size);
+    try {
+      await preallocate(this.storage, before, size, options.preallocation);
+    } catch (error) {
+      await this.storage.resize(before).catch(() => undefined);
+      throw error;
+    }
     this.#size = size;
   }
 

@@ -32,6 +32,9 @@ const IN_FLIGHT = 64;
 const WRITE_SIZE = 1 * MiB;
 const ZEROS = Buffer.alloc(GRAIN);
 
+/** What is read of a disk to write it. */
+export type StreamSource = Pick<Image, 'size' | 'map' | 'tryReadv' | 'readv'>;
+
 export interface StreamOptions {
   readonly adapterType?: AdapterType;
   readonly hwVersion?: string;
@@ -52,7 +55,11 @@ export interface StreamOptions {
  *
  * @param target empty, writable
  */
-export async function writeStreamOptimized(source: Image, target: Storage, options: StreamOptions = {}): Promise<void> {
+export async function writeStreamOptimized(
+  source: StreamSource,
+  target: Storage,
+  options: StreamOptions = {},
+): Promise<void> {
   const size = source.size;
   if (size === 0 || size % SECTOR !== 0)
     throw new LunetteError('INVALID', `VMDK disks are whole sectors: ${size} is no multiple of 512`, {
@@ -94,7 +101,7 @@ async function pack(index: number, grain: Buffer, level: number): Promise<Packed
 }
 
 /** The parts of a disk that may hold something else than zeros, in order, in pieces that start at a grain. */
-async function* dataOf(source: Image): AsyncGenerator<{ offset: number; bytes: Buffer }> {
+async function* dataOf(source: StreamSource): AsyncGenerator<{ offset: number; bytes: Buffer }> {
   const extents = new ExtentBuffer();
   /** Grains before it have been read. */
   let done = 0;

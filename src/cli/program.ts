@@ -2,9 +2,11 @@ import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { UsageError } from '../../formats/core/errors.ts';
 import { registerCheck } from './commands/check.ts';
+import { registerCreate } from './commands/create.ts';
 import { registerDoctor } from './commands/doctor.ts';
 import { registerExport } from './commands/export.ts';
 import { registerInfo } from './commands/info.ts';
+import { registerResize } from './commands/resize.ts';
 import type { CliContext } from './context.ts';
 import { CommandStatus, DONE, reportError, USAGE } from './exit.ts';
 
@@ -38,6 +40,8 @@ export function createProgram(context: CliContext): Command {
   registerExport(program, context);
   registerInfo(program, context);
   registerCheck(program, context);
+  registerCreate(program, context);
+  registerResize(program, context);
   registerDoctor(program, context);
   for (const command of program.commands) {
     command.copyInheritedSettings(program).configureHelp({ showGlobalOptions: true });

@@ -45,9 +45,21 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
     'formats/storage',
     'formats/core',
   ],
+  // One call that makes new images of all formats; it looks at what they stand on.
+  'formats/create': [
+    'formats/open',
+    'formats/driver',
+    'formats/raw',
+    'formats/qcow2',
+    'formats/vmdk',
+    'formats/vdi',
+    'formats/storage',
+    'formats/core',
+  ],
   // The library's public face names what is in all rooms.
   'formats/index': [
     'formats/check',
+    'formats/create',
     'formats/open',
     'formats/registry',
     'formats/driver',

@@ -1,0 +1,61 @@
+import { UsageError } from '../../formats/core/errors.ts';
+import { createImage, creatorOf, parseSize } from '../../formats/index.ts';
+import { openStorage } from '../io/open-storage.ts';
+import { createHost, type HostOptions } from '../open/host.ts';
+import { parseImageName } from '../open/name.ts';
+import type { CliContext } from './context.ts';
+import { asksForHelp, parseOptionTexts, renderFormatting, renderOptions } from './create-options.ts';
+import { oneLine } from './exit.ts';
+
+export interface RunCreateOptions extends HostOptions {
+  readonly format: string;
+  readonly optionTexts: readonly string[] | undefined;
+  readonly backing: string | undefined;
+  readonly backingFormat: string | undefined;
+  readonly unchecked: boolean;
+  readonly quiet: boolean;
+}
+
+/** Makes an image, or prints the options that it could have. */
+export async function runCreate(
+  context: CliContext,
+  file: string | undefined,
+  size: number | undefined,
+  options: RunCreateOptions,
+): Promise<void> {
+  const creator = creatorOf(options.format);
+  if (asksForHelp(options.optionTexts)) {
+    context.stdout.write(renderOptions(creator));
+    return;
+  }
+  if (file === undefined) throw new UsageError('USAGE', "missing required argument 'file'");
+  const { size: sizeText, backing_file, backing_fmt, ...values } = parseOptionTexts(options.optionTexts);
+  const reference = options.backing ?? backing_file;
+  const asked = size ?? (sizeText === undefined ? undefined : parseGiven(sizeText));
+  await createImage({
+    path: parseImageName(file).path,
+    format: options.format,
+    size: asked,
+    values,
+    backing:
+      reference === undefined
+        ? undefined
+        : {
+            reference,
+            format: options.backingFormat ?? backing_fmt,
+            unchecked: options.unchecked,
+          },
+    host: createHost(options),
+    openStorage,
+    announce: (image) => {
+      if (!options.quiet) context.stdout.write(`${oneLine(renderFormatting(file, image).trimEnd())}\n`);
+    },
+  });
+}
+
+function parseGiven(text: string): number {
+  const size = parseSize(text);
+  if (size === undefined)
+    throw new UsageError('USAGE', `-o size=${text}: a size is a number of bytes, or one with k, M, G or T`);
+  return size;
+}
