@@ -18,6 +18,7 @@ const ISCSI_ONLY = {
   allowInitiator: '--allow-initiator',
   blockSize: '--block-size',
   removable: '--removable',
+  optical: '--optical',
   stateDir: '--state-dir',
 } as const;
 

@@ -155,6 +155,7 @@ async function readSettings(
     allowedInitiators: options.allowInitiator,
     blockSize: options.blockSize === undefined ? undefined : options.blockSize === '4096' ? 4096 : 512,
     removable: options.removable,
+    optical: options.optical,
     cacheBytes: options.cache,
     allow: options.allow,
     allowAny: options.allowAny,
@@ -181,11 +182,24 @@ function checkUsage(options: ExportOptions, images: readonly string[]): void {
     });
   }
   checkTransportOptions(options);
+  checkOptical(options);
   for (const [option, given] of [
     ['--overlay', overlay],
     ['--parent', options.parent],
   ] as const) {
     if (given !== undefined && images.length > 1) throw new UsageError('USAGE', `${option} is for one image`);
+  }
+}
+
+/** A disc has blocks of its own size, and nothing is written to it. */
+function checkOptical(options: ExportOptions): void {
+  if (options.optical !== true) return;
+  for (const [option, given] of [
+    ['--block-size', options.blockSize],
+    ['--ephemeral', options.ephemeral],
+    ['--overlay', options.overlay],
+  ] as const) {
+    if (given !== undefined) throw new UsageError('USAGE', `${option} is not for --optical`);
   }
 }
 

@@ -39,6 +39,8 @@ export interface ImageServerOptions extends Omit<HostOptions, 'warn'> {
   /** Size of a logical block, bytes. Default 512. */
   readonly blockSize?: 512 | 4096 | undefined;
   readonly removable?: boolean | undefined;
+  /** The units are CD or DVD drives with the images as discs, which are only read. */
+  readonly optical?: boolean | undefined;
   /** Directory for persistent reservations; made when the first one is kept. Absent: none are kept over restarts. */
   readonly stateDirectory?: string | undefined;
   /** Where Prometheus metrics are served over HTTP; absent: nothing is measured. */
@@ -252,17 +254,19 @@ async function addUnit(
   options: ImageServerOptions,
   log: ServerLog,
 ): Promise<Unit> {
-  const opened = await openExport(host, request, log);
+  const { optical = false } = options;
+  const opened = await openExport(host, optical ? { ...request, readOnly: true } : request, log);
   const { image } = opened;
-  const { blockSize = 512 } = options;
+  const blockSize = optical ? 2048 : (options.blockSize ?? 512);
   checkSize(image, request.image, blockSize, log);
   const identity = identityOf(target, lun, request);
   const statistics = new CommandStatistics();
   device.addUnit(lun, {
     image,
     identity,
-    blockSize,
+    blockSize: options.blockSize,
     removable: options.removable,
+    optical,
     readOnly: request.readOnly,
     reservationStore:
       options.stateDirectory === undefined

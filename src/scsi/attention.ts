@@ -7,7 +7,16 @@ export interface NexusState {
   readonly attentions: number[];
   /** PREVENT ALLOW MEDIUM REMOVAL is in force from this nexus. */
   preventsRemoval: boolean;
+  /** What happened to the medium since the nexus asked: for GET EVENT STATUS NOTIFICATION. */
+  mediaEvent: MediaEvent;
 }
+
+/** Media event codes (MMC-6 table 309). */
+export const NO_MEDIA_EVENT = 0;
+export const EJECT_REQUEST = 1;
+export const NEW_MEDIA = 2;
+export const MEDIA_REMOVAL = 3;
+export type MediaEvent = 0 | 1 | 2 | 3;
 
 /** A nexus that never asks does not gather more than this. */
 const MAX_PENDING = 8;
@@ -24,7 +33,7 @@ export class Attentions {
   of(nexus: Nexus): NexusState {
     let state = this.#states.get(nexus.id);
     if (state === undefined) {
-      state = { nexus, attentions: [], preventsRemoval: false };
+      state = { nexus, attentions: [], preventsRemoval: false, mediaEvent: NO_MEDIA_EVENT };
       this.#states.set(nexus.id, state);
     }
     return state;
@@ -63,6 +72,11 @@ export class Attentions {
     for (const state of this.#states.values()) {
       if (state.nexus.id !== except?.id) this.raise(state.nexus, sense);
     }
+  }
+
+  /** Something happened to the medium: the latest is what every nexus will hear. */
+  mediaEvent(event: MediaEvent): void {
+    for (const state of this.#states.values()) state.mediaEvent = event;
   }
 
   /** Takes the oldest condition of a nexus; undefined when there is none. */

@@ -8,8 +8,11 @@ import { supportedPages, vitalProductData } from './vital-product-data.ts';
 /** SPC-4: what VERSION says. */
 const VERSION_SPC4 = 0x06;
 const STANDARD_LENGTH = 96;
-/** SAM-5, SPC-4, SBC-3, without a revision (SPC-4 table 147). */
-const VERSION_DESCRIPTORS = [0x00a0, 0x0460, 0x04c0];
+/** SAM-5, SPC-4, SBC-3 or MMC-6, without a revision (SPC-4 table 147). */
+const DISK_VERSIONS = [0x00a0, 0x0460, 0x04c0];
+const OPTICAL_VERSIONS = [0x00a0, 0x0460, 0x04e0];
+/** Peripheral device type of a CD or DVD drive; a disk is 0. */
+const TYPE_OPTICAL = 0x05;
 
 /** INQUIRY (SPC-4 section 6.6). */
 export function inquiry(unit: LogicalUnit, task: ScsiTask): Outcome {
@@ -21,6 +24,7 @@ export function inquiry(unit: LogicalUnit, task: ScsiTask): Outcome {
   }
   const page = vitalProductData(unit, cdb[2] as number);
   if (page === undefined) throw invalidField(2);
+  if (unit.optical) page[0] = TYPE_OPTICAL;
   return respond(task, page, length);
 }
 
@@ -46,20 +50,21 @@ export function inquiryOfAbsentUnit(task: ScsiTask): Outcome {
 function standardData(unit: LogicalUnit): Uint8Array {
   const { identity, surroundings } = unit;
   const data = new Uint8Array(STANDARD_LENGTH);
+  data[0] = unit.optical ? TYPE_OPTICAL : 0;
   data[1] = unit.removable ? 0x80 : 0;
   data[2] = VERSION_SPC4;
   data[3] = 0x12; // HISUP, response data format 2
   data[4] = STANDARD_LENGTH - 5;
-  data[5] = 0x10 | 0x08; // TPGS: implicit; 3PC: EXTENDED COPY
+  data[5] = 0x10 | (unit.optical ? 0 : 0x08); // TPGS: implicit; 3PC: EXTENDED COPY
   data[6] = surroundings.ports.length > 1 ? 0x10 : 0; // MULTIP
   data[7] = 0x02; // CMDQUE
   writeText(data, 8, 8, identity.vendor);
   writeText(data, 16, 16, identity.product);
   writeText(data, 32, 4, identity.revision);
-  versions(surroundings).forEach((version, index) => write16(data, 58 + index * 2, version));
+  versions(unit.optical, surroundings).forEach((version, index) => write16(data, 58 + index * 2, version));
   return data;
 }
 
-function versions(surroundings: Surroundings): number[] {
-  return [...VERSION_DESCRIPTORS, ...surroundings.transportVersions].slice(0, 8);
+function versions(optical: boolean, surroundings: Surroundings): number[] {
+  return [...(optical ? OPTICAL_VERSIONS : DISK_VERSIONS), ...surroundings.transportVersions].slice(0, 8);
 }

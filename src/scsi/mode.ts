@@ -18,7 +18,7 @@ const DPOFUA = 0x10;
 /** MODE SENSE(6). */
 export function modeSense6(unit: LogicalUnit, task: ScsiTask): Outcome {
   const pages = requestedPages(unit, task.cdb);
-  const descriptor = ((task.cdb[1] as number) & 0x08) !== 0 ? EMPTY : blockDescriptor(unit, false);
+  const descriptor = ((task.cdb[1] as number) & 0x08) !== 0 || unit.optical ? EMPTY : blockDescriptor(unit, false);
   const data = new Uint8Array(4 + descriptor.length + pages.length);
   data[0] = data.length - 1;
   data[2] = deviceSpecific(unit);
@@ -33,7 +33,7 @@ export function modeSense10(unit: LogicalUnit, task: ScsiTask): Outcome {
   const pages = requestedPages(unit, task.cdb);
   const flags = task.cdb[1] as number;
   const long = (flags & 0x10) !== 0;
-  const descriptor = (flags & 0x08) !== 0 ? EMPTY : blockDescriptor(unit, long);
+  const descriptor = (flags & 0x08) !== 0 || unit.optical ? EMPTY : blockDescriptor(unit, long);
   const data = new Uint8Array(8 + descriptor.length + pages.length);
   write16(data, 0, data.length - 2);
   data[3] = deviceSpecific(unit);
@@ -55,7 +55,9 @@ function requestedPages(unit: LogicalUnit, cdb: Uint8Array): Uint8Array {
   return pages;
 }
 
+/** The device-specific parameter: reserved for an optical unit. */
 function deviceSpecific(unit: LogicalUnit): number {
+  if (unit.optical) return 0;
   return (unit.writeProtected ? WP : 0) | DPOFUA;
 }
 

@@ -12,7 +12,10 @@ import {
   PARAMETER_OUT,
 } from './command.ts';
 import { compareAndWrite, compareAndWriteBlocksOut, orWrite } from './compare.ts';
+import { getConfiguration } from './configuration.ts';
 import { copyOperatingParameters, copyStatus, extendedCopy } from './copy.ts';
+import { mechanismStatus, readDiscInformation, readDiscStructure, readTrackInformation } from './disc.ts';
+import { getEventStatusNotification } from './event-status.ts';
 import { inquiry } from './inquiry.ts';
 import { modeSelect6, modeSelect10, modeSense6, modeSense10 } from './mode.ts';
 import {
@@ -38,7 +41,8 @@ import { release, reserve } from './reserve.ts';
 import { exitFailureMode, sanitizeBlockErase } from './sanitize.ts';
 import { prefetch10, prefetch16, synchronizeCache10, synchronizeCache16 } from './synchronize.ts';
 import { reportTargetPortGroups } from './target-port-groups.ts';
-import { REMOVABLE, THIN } from './unit.ts';
+import { readToc } from './toc.ts';
+import { DISK, OPTICAL, REMOVABLE, THIN } from './unit.ts';
 import { verify, verifyBlocksOut, writeAndVerify } from './verify.ts';
 
 /** What most commands are not. */
@@ -91,7 +95,7 @@ function row(
   };
 }
 
-/** A row for a command that changes the medium. */
+/** A row for a command that changes the medium: optical units have none. */
 function change(
   name: string,
   usage: string,
@@ -99,7 +103,7 @@ function change(
   run: Handler,
   traits: Traits = {},
 ): Command {
-  return row(name, usage, data, WRITES, run, traits, true);
+  return row(name, usage, data, WRITES, run, { ...traits, needs: DISK | (traits.needs ?? 0) }, true);
 }
 
 /** Opcodes whose byte 1 holds a service action. */
@@ -107,6 +111,10 @@ const WITH_SERVICE_ACTION: ReadonlySet<number> = new Set([0x48, 0x5e, 0x5f, 0x83
 
 const ANYTIME: Traits = { free6: true, mediumless: true, passesAttention: true };
 const MEDIUMLESS: Traits = { mediumless: true };
+const OF_DISKS: Traits = { needs: DISK };
+const OF_DISKS_MEDIUMLESS: Traits = { needs: DISK, mediumless: true };
+const OF_DRIVES: Traits = { needs: OPTICAL };
+const OF_DRIVES_MEDIUMLESS: Traits = { needs: OPTICAL, mediumless: true };
 
 /** PREVENT ALLOW: allowing is free. */
 function preventAccess(cdb: Uint8Array): Access {
@@ -122,7 +130,7 @@ function startStopAccess(cdb: Uint8Array): Access {
 export const COMMANDS: readonly Command[] = [
   row('TEST UNIT READY', '00 00 00 00 00 04', [NO_DATA], FREE, testUnitReady),
   row('REQUEST SENSE', '03 01 00 00 ff 04', [PARAMETER_IN, 4, 1], FREE, requestSense, ANYTIME),
-  row('READ(6)', '08 1f ff ff ff 04', [BLOCKS_IN, 4, 1], READS, read6),
+  row('READ(6)', '08 1f ff ff ff 04', [BLOCKS_IN, 4, 1], READS, read6, OF_DISKS),
   change('WRITE(6)', '0a 1f ff ff ff 04', [BLOCKS_OUT, 4, 1], write6),
   row('INQUIRY', '12 01 ff ff ff 04', [PARAMETER_IN, 3, 2], FREE, inquiry, ANYTIME),
   row('MODE SELECT(6)', '15 13 00 00 ff 04', [PARAMETER_OUT, 4, 1], WRITES, modeSelect6, MEDIUMLESS),
@@ -143,9 +151,55 @@ export const COMMANDS: readonly Command[] = [
   change('WRITE(10)', '2a f8 ff ff ff ff 00 ff ff 04', [BLOCKS_OUT, 7, 2], write10),
   change('WRITE AND VERIFY(10)', '2e f6 ff ff ff ff 00 ff ff 04', [BLOCKS_OUT, 7, 2], writeAndVerify),
   row('VERIFY(10)', '2f f6 ff ff ff ff 00 ff ff 04', [COUNTED_OUT], READS, verify, { blocksOut: verifyBlocksOut }),
-  row('PRE-FETCH(10)', '34 02 ff ff ff ff 00 ff ff 04', [NO_DATA], READS, prefetch10),
+  row('PRE-FETCH(10)', '34 02 ff ff ff ff 00 ff ff 04', [NO_DATA], READS, prefetch10, OF_DISKS),
   row('SYNCHRONIZE CACHE(10)', '35 02 ff ff ff ff 00 ff ff 04', [NO_DATA], WRITES, synchronizeCache10),
-  row('READ DEFECT DATA(10)', '37 00 1f 00 00 00 00 ff ff 04', [PARAMETER_IN, 7, 2], READS, readDefectData10),
+  row('READ TOC/PMA/ATIP', '43 02 0f 00 00 00 ff ff ff c4', [PARAMETER_IN, 7, 2], READS, readToc, OF_DRIVES),
+  row('GET CONFIGURATION', '46 03 ff ff 00 00 00 ff ff 04', [PARAMETER_IN, 7, 2], FREE, getConfiguration, {
+    ...OF_DRIVES_MEDIUMLESS,
+    passesAttention: true,
+  }),
+  row(
+    'GET EVENT STATUS NOTIFICATION',
+    '4a 01 00 00 ff 00 00 ff ff 04',
+    [PARAMETER_IN, 7, 2],
+    FREE,
+    getEventStatusNotification,
+    { ...OF_DRIVES_MEDIUMLESS, passesAttention: true },
+  ),
+  row(
+    'READ DISC INFORMATION',
+    '51 07 00 00 00 00 00 ff ff 04',
+    [PARAMETER_IN, 7, 2],
+    READS,
+    readDiscInformation,
+    OF_DRIVES,
+  ),
+  row(
+    'READ TRACK INFORMATION',
+    '52 03 ff ff ff ff 00 ff ff 04',
+    [PARAMETER_IN, 7, 2],
+    READS,
+    readTrackInformation,
+    OF_DRIVES,
+  ),
+  row(
+    'READ DISC STRUCTURE',
+    'ad 0f ff ff ff ff ff ff ff ff 00 04',
+    [PARAMETER_IN, 8, 2],
+    READS,
+    readDiscStructure,
+    OF_DRIVES,
+  ),
+  row('SET CD SPEED', 'bb 00 ff ff ff ff 00 00 00 00 00 04', [NO_DATA], FREE, testUnitReady, OF_DRIVES_MEDIUMLESS),
+  row(
+    'MECHANISM STATUS',
+    'bd 00 00 00 00 00 00 00 ff ff 00 04',
+    [PARAMETER_IN, 8, 2],
+    FREE,
+    mechanismStatus,
+    OF_DRIVES_MEDIUMLESS,
+  ),
+  row('READ DEFECT DATA(10)', '37 00 1f 00 00 00 00 ff ff 04', [PARAMETER_IN, 7, 2], READS, readDefectData10, OF_DISKS),
   change('WRITE SAME(10)', '41 fe ff ff ff ff 00 ff ff 04', [COUNTED_OUT], writeSame10, {
     blocksOut: writeSameBlocksOut,
   }),
@@ -192,6 +246,7 @@ export const COMMANDS: readonly Command[] = [
     [PARAMETER_OUT, 10, 4],
     WRITES,
     extendedCopy,
+    OF_DISKS,
   ),
   row(
     'RECEIVE COPY STATUS(LID1)',
@@ -199,7 +254,7 @@ export const COMMANDS: readonly Command[] = [
     [PARAMETER_IN, 10, 4],
     WRITES,
     copyStatus,
-    MEDIUMLESS,
+    OF_DISKS_MEDIUMLESS,
   ),
   row(
     'RECEIVE COPY OPERATING PARAMETERS',
@@ -207,9 +262,16 @@ export const COMMANDS: readonly Command[] = [
     [PARAMETER_IN, 10, 4],
     WRITES,
     copyOperatingParameters,
-    MEDIUMLESS,
+    OF_DISKS_MEDIUMLESS,
   ),
-  row('READ(16)', '88 f8 ff ff ff ff ff ff ff ff ff ff ff ff 00 04', [BLOCKS_IN, 10, 4], READS, read16Command),
+  row(
+    'READ(16)',
+    '88 f8 ff ff ff ff ff ff ff ff ff ff ff ff 00 04',
+    [BLOCKS_IN, 10, 4],
+    READS,
+    read16Command,
+    OF_DISKS,
+  ),
   change('COMPARE AND WRITE', '89 f8 ff ff ff ff ff ff ff ff 00 00 00 ff 00 04', [COUNTED_OUT], compareAndWrite, {
     blocksOut: compareAndWriteBlocksOut,
   }),
@@ -222,15 +284,17 @@ export const COMMANDS: readonly Command[] = [
     writeAndVerify,
   ),
   row('VERIFY(16)', '8f f6 ff ff ff ff ff ff ff ff ff ff ff ff 00 04', [COUNTED_OUT], READS, verify, {
+    ...OF_DISKS,
     blocksOut: verifyBlocksOut,
   }),
-  row('PRE-FETCH(16)', '90 02 ff ff ff ff ff ff ff ff ff ff ff ff 00 04', [NO_DATA], READS, prefetch16),
+  row('PRE-FETCH(16)', '90 02 ff ff ff ff ff ff ff ff ff ff ff ff 00 04', [NO_DATA], READS, prefetch16, OF_DISKS),
   row(
     'SYNCHRONIZE CACHE(16)',
     '91 02 ff ff ff ff ff ff ff ff ff ff ff ff 00 04',
     [NO_DATA],
     WRITES,
     synchronizeCache16,
+    OF_DISKS,
   ),
   change('WRITE SAME(16)', '93 ff ff ff ff ff ff ff ff ff ff ff ff ff 00 04', [COUNTED_OUT], writeSame16, {
     blocksOut: writeSameBlocksOut,
@@ -241,8 +305,16 @@ export const COMMANDS: readonly Command[] = [
     [PARAMETER_IN, 10, 4],
     FREE,
     readCapacity16,
+    OF_DISKS,
   ),
-  row('GET LBA STATUS', '9e 12 ff ff ff ff ff ff ff ff ff ff ff ff 00 04', [PARAMETER_IN, 10, 4], READS, getLbaStatus),
+  row(
+    'GET LBA STATUS',
+    '9e 12 ff ff ff ff ff ff ff ff ff ff ff ff 00 04',
+    [PARAMETER_IN, 10, 4],
+    READS,
+    getLbaStatus,
+    OF_DISKS,
+  ),
   row(
     'REPORT LUNS',
     'a0 00 ff 00 00 00 ff ff ff ff 00 04',
@@ -281,7 +353,14 @@ export const COMMANDS: readonly Command[] = [
   row('VERIFY(12)', 'af f6 ff ff ff ff ff ff ff ff 00 04', [COUNTED_OUT], READS, verify, {
     blocksOut: verifyBlocksOut,
   }),
-  row('READ DEFECT DATA(12)', 'b7 1f 00 00 00 00 ff ff ff ff 00 04', [PARAMETER_IN, 6, 4], READS, readDefectData12),
+  row(
+    'READ DEFECT DATA(12)',
+    'b7 1f 00 00 00 00 ff ff ff ff 00 04',
+    [PARAMETER_IN, 6, 4],
+    READS,
+    readDefectData12,
+    OF_DISKS,
+  ),
 ];
 
 const BY_OPCODE: (Command | undefined)[] = new Array(256).fill(undefined);

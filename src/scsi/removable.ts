@@ -1,5 +1,5 @@
 import type { Outcome } from './command.ts';
-import { asCheckCondition, CheckCondition, MEDIUM_REMOVAL_PREVENTED } from './sense.ts';
+import { asCheckCondition, CheckCondition, MEDIUM_NOT_PRESENT, MEDIUM_REMOVAL_PREVENTED } from './sense.ts';
 import type { ScsiTask } from './task.ts';
 import type { LogicalUnit } from './unit.ts';
 
@@ -17,7 +17,7 @@ export function startStopUnit(unit: LogicalUnit, task: ScsiTask): Outcome {
   if (powerCondition === 0 && (flags & START) !== 0) {
     if ((flags & LOEJ) !== 0 && unit.removable && !unit.mediumPresent) {
       if (unit.removalPrevented) throw new CheckCondition(MEDIUM_REMOVAL_PREVENTED); // the tray is locked either way
-      unit.load(task.nexus);
+      if (!unit.load(task.nexus)) throw new CheckCondition(MEDIUM_NOT_PRESENT);
     }
     return undefined;
   }

@@ -1,9 +1,10 @@
+import { LunetteError } from '../../formats/core/errors.ts';
 import type { IoVec } from '../../formats/core/iov.ts';
 import type { Image } from '../../formats/image/image.ts';
-import { Attentions } from './attention.ts';
+import { Attentions, EJECT_REQUEST, MEDIA_REMOVAL, NEW_MEDIA } from './attention.ts';
 import type { CommandObserver } from './command.ts';
 import { deriveIdentity, type IdentityOptions, type UnitIdentity } from './identity.ts';
-import { ModePages } from './mode-pages.ts';
+import { DISK_PAGES, ModePages, OPTICAL_PAGES } from './mode-pages.ts';
 import type { ReservationStore } from './reservation-state.ts';
 import { Reservations } from './reservations.ts';
 import { CAPACITY_CHANGED, type CheckCondition, DEFERRED, MEDIUM_MAY_HAVE_CHANGED, writeSense } from './sense.ts';
@@ -15,9 +16,15 @@ import { TaskSet } from './task-set.ts';
 export const REMOVABLE = 1;
 export const THIN = 2;
 export const FIXED = 4;
+/** A direct access block device (SBC). */
+export const DISK = 8;
+/** A CD or DVD drive (MMC). */
+export const OPTICAL = 16;
 
 /** The longest transfer of one command, bytes: MAXIMUM TRANSFER LENGTH of VPD page B0h. */
 export const MAX_TRANSFER = 32 * 1024 * 1024;
+/** Bytes in a sector of CD-ROM mode 1 and of a DVD. */
+const OPTICAL_BLOCK_SIZE = 2048;
 
 /** A port of the target device. */
 export interface TargetPort {
@@ -48,7 +55,9 @@ export interface UnitOptions extends IdentityOptions {
   image: Image;
   /** Unique per unit and stable over restarts; serial number and designators are derived from it by hash. */
   identity: string;
-  /** Logical block size, bytes. Default 512. */
+  /** A CD or DVD drive with the image as its disc: removable, read-only, blocks of 2048 bytes. Default: a disk. */
+  optical?: boolean | undefined;
+  /** Logical block size, bytes. Default 512; an optical unit has 2048. */
   blockSize?: 512 | 4096 | undefined;
   /**
    * Physical block size that READ CAPACITY(16) reports, bytes. Default: the logical one. The natural size of small writes is said by the
@@ -93,22 +102,23 @@ export interface CopyResult {
  */
 export class LogicalUnit {
   readonly lun: number;
-  readonly image: Image;
   readonly identity: UnitIdentity;
   readonly blockSize: number;
   /** Logical blocks per physical block, as a power of two. */
   readonly physicalExponent: number;
-  /** REMOVABLE, THIN. */
-  readonly features: number;
   readonly surroundings: Surroundings;
   readonly attentions = new Attentions();
-  readonly modePages = new ModePages();
+  readonly modePages: ModePages;
   readonly reservations: Reservations;
   readonly observer: CommandObserver | undefined;
   readonly tasks: TaskSet;
   /** Copies that have ended, newest last. */
   readonly copyResults: CopyResult[] = [];
   readonly sanitize: SanitizeState = { running: false, failed: false, unrestricted: false, progress: 0 };
+  /** The medium; changes with changeMedium. Closed or not, the last one stays here while there is none. */
+  image: Image;
+  /** REMOVABLE, THIN and so on: what commands may need. */
+  features: number;
   /** Capacity, logical blocks; what is left of the image behind a whole number of blocks is not visible. */
   blocks: number;
   mediumPresent = true;
@@ -121,35 +131,37 @@ export class LogicalUnit {
 
   readonly #readOnly: boolean;
   readonly #background = new Set<Promise<void>>();
-  readonly #endResize: () => void;
+  #endResize: () => void = () => undefined;
+  /** There is a medium to load. */
+  #hasMedium = true;
+  #changing = false;
 
   /** @param start runs one task: see TaskSet */
   constructor(lun: number, options: UnitOptions, surroundings: Surroundings, start: StartTask) {
-    const { image, blockSize = 512 } = options;
+    const optical = options.optical === true;
     this.lun = lun;
-    this.image = image;
-    this.blockSize = blockSize;
+    this.image = options.image;
+    this.blockSize = optical ? OPTICAL_BLOCK_SIZE : (options.blockSize ?? 512);
     this.surroundings = surroundings;
-    this.identity = deriveIdentity(options.identity, options);
+    this.identity = deriveIdentity(options.identity, optical ? { product: 'VIRTUAL DVD-ROM', ...options } : options);
     this.observer = options.observer;
-    this.features = (options.removable === true ? REMOVABLE : FIXED) | (image.limits.discardUnit > 0 ? THIN : 0);
+    this.features = optical ? OPTICAL | REMOVABLE : DISK | (options.removable === true ? REMOVABLE : FIXED);
+    this.modePages = new ModePages(optical ? OPTICAL_PAGES : DISK_PAGES);
     this.tasks = new TaskSet((task) => start(this, task));
     this.reservations = new Reservations(this.attentions, options.reservationStore);
-    this.blocks = Math.floor(image.size / blockSize);
-    this.#readOnly = options.readOnly === true;
-
-    this.physicalExponent = Math.max(0, Math.floor(Math.log2((options.physicalBlockSize ?? blockSize) / blockSize)));
-    this.#endResize = image.onResize((size) => {
-      const blocks = Math.floor(size / blockSize);
-      if (blocks === this.blocks) return;
-      this.blocks = blocks;
-      this.attentions.raiseAll(CAPACITY_CHANGED);
-    });
-    this.modeChanged();
+    this.blocks = 0;
+    this.#readOnly = options.readOnly === true || optical;
+    const { physicalBlockSize = this.blockSize } = options;
+    this.physicalExponent = Math.max(0, Math.floor(Math.log2(physicalBlockSize / this.blockSize)));
+    this.#insert(options.image);
   }
 
   get removable(): boolean {
     return (this.features & REMOVABLE) !== 0;
+  }
+
+  get optical(): boolean {
+    return (this.features & OPTICAL) !== 0;
   }
 
   /** UNMAP and its kin give space back. */
@@ -178,18 +190,74 @@ export class LogicalUnit {
     return false;
   }
 
-  /** Takes the medium out. */
+  /** Takes the medium out; with a load it is back. */
   eject(): void {
     this.mediumPresent = false;
     this.readinessChanged();
+    this.attentions.mediaEvent(MEDIA_REMOVAL);
   }
 
-  /** Puts the medium in; every nexus is told, but for the one that did it. */
-  load(by?: Nexus): void {
-    if (this.mediumPresent) return;
+  /** Puts the medium in; every nexus is told, but for the one that did it. @returns false: there is none */
+  load(by?: Nexus): boolean {
+    if (this.mediumPresent) return true;
+    if (!this.#hasMedium) return false;
     this.mediumPresent = true;
     this.readinessChanged();
     this.attentions.raiseAll(MEDIUM_MAY_HAVE_CHANGED, by);
+    this.attentions.mediaEvent(NEW_MEDIA);
+    return true;
+  }
+
+  /**
+   * Exchanges the medium of a removable unit: commands that run are waited for, further ones find no medium until the new one is in.
+   *
+   * @param image the new medium, not closed by the unit; undefined leaves the drive empty
+   * @param force although an initiator prevents its removal
+   * @returns the medium that was in, for the caller to close; undefined: there was none
+   * @throws {LunetteError} LOCKED when an initiator prevents its removal: it is told that somebody wants it out; INVALID for a fixed unit
+   */
+  async changeMedium(image: Image | undefined, force = false): Promise<Image | undefined> {
+    if (!this.removable) throw new LunetteError('INVALID', 'the unit has no removable medium');
+    if (this.#changing) throw new LunetteError('LOCKED', 'the medium is being changed already');
+    if (this.removalPrevented && !force) {
+      this.attentions.mediaEvent(EJECT_REQUEST);
+      throw new LunetteError('LOCKED', 'an initiator prevents the removal of the medium', {
+        help: 'Unmount the medium there first.',
+      });
+    }
+    this.#changing = true;
+    try {
+      const old = this.#hasMedium ? this.image : undefined;
+      this.#hasMedium = false;
+      if (this.mediumPresent) this.eject();
+      await this.tasks.drain();
+      await Promise.all(this.#background);
+      this.#endResize();
+      this.#endResize = () => undefined;
+      for (const state of this.attentions.states()) state.preventsRemoval = false;
+      if (image !== undefined) {
+        this.#insert(image);
+        this.#hasMedium = true;
+        this.load();
+      }
+      return old;
+    } finally {
+      this.#changing = false;
+    }
+  }
+
+  #insert(image: Image): void {
+    this.image = image;
+    const blocksOf = (size: number): number => Math.floor(size / this.blockSize);
+    this.blocks = blocksOf(image.size);
+    const thin = !this.optical && image.limits.discardUnit > 0;
+    this.features = (this.features & ~THIN) | (thin ? THIN : 0);
+    this.#endResize = image.onResize((size) => {
+      if (blocksOf(size) === this.blocks) return;
+      this.blocks = blocksOf(size);
+      this.attentions.raiseAll(CAPACITY_CHANGED);
+    });
+    this.modeChanged();
   }
 
   /** What a reset does to the unit besides aborting tasks. */

@@ -14,21 +14,30 @@ import type { LogicalUnit } from './unit.ts';
 
 type Page = (unit: LogicalUnit) => Uint8Array;
 
-/** VPD pages by page code (SPC-4 section 7.8, SBC-3 section 6.6), ascending. None of them names anything of the host. */
-const PAGES: ReadonlyMap<number, Page> = new Map<number, Page>([
-  [0x00, () => supportedPages([...PAGES.keys()])],
+/** VPD pages of every unit by page code (SPC-4 section 7.8), ascending. None of them names anything of the host. */
+const PAGES: readonly (readonly [number, Page])[] = [
   [0x80, unitSerialNumber],
   [0x83, deviceIdentification],
   [0x86, extendedInquiry],
+];
+const OPTICAL_PAGES = pages(PAGES);
+/** A disk has those of copies and of SBC-3 section 6.6 as well. */
+const DISK_PAGES = pages([
+  ...PAGES,
   [0x8f, thirdPartyCopy],
   [0xb0, blockLimits],
   [0xb1, blockDeviceCharacteristics],
   [0xb2, logicalBlockProvisioning],
 ]);
 
+function pages(entries: readonly (readonly [number, Page])[]): ReadonlyMap<number, Page> {
+  const codes = [0x00, ...entries.map(([code]) => code)];
+  return new Map<number, Page>([[0x00, () => supportedPages(codes)], ...entries]);
+}
+
 /** One VPD page; undefined when there is none of that code. */
 export function vitalProductData(unit: LogicalUnit, code: number): Uint8Array | undefined {
-  return PAGES.get(code)?.(unit);
+  return (unit.optical ? OPTICAL_PAGES : DISK_PAGES).get(code)?.(unit);
 }
 
 /** Page 00h. */

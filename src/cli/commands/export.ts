@@ -39,6 +39,7 @@ export interface ExportOptions extends CommonOptions {
   readonly tlsRequired?: boolean;
   readonly blockSize?: '512' | '4096';
   readonly removable?: boolean;
+  readonly optical?: boolean;
   readonly cache?: number;
   readonly metrics?: string;
   readonly stateDir?: string;
@@ -103,6 +104,7 @@ export function registerExport(program: Command, context: CliContext): void {
     .option('--tls-required', 'clients without TLS are refused')
     .addOption(new Option('--block-size <bytes>', 'size of a logical block').choices(['512', '4096']))
     .option('--removable', 'a medium that can be ejected')
+    .option('--optical', 'a CD or DVD drive with the image as its disc, read-only (.iso files)')
     .option('--cache <size>', 'memory for decompressed clusters and tables (default: 64M)', sizeArgument)
     .option('--metrics <host:port>', 'serve Prometheus metrics over HTTP at /metrics')
     .option('--state-dir <dir>', 'where persistent reservations are kept over restarts')

@@ -92,6 +92,17 @@ describe("libiscsi's tools", { skip: tools }, () => {
 });
 
 describe("QEMU's initiator", { skip: initiator }, () => {
+  test('an image in a drive is a CD or DVD that reads as the image', async (t) => {
+    const image = await temporaryFile(t, 'disc.iso', randomFor(t).bytes(3 * MiB));
+    const target = await startExport(t, image, { args: ['--optical', '-f', 'raw'] });
+    assert.match(await runOk('iscsi-ls', ['-s', `iscsi://127.0.0.1:${target.port}`]), /CD_DVD|MMC|CD/);
+    assert.match(await runOk('iscsi-inq', [target.url]), /Peripheral Device Type:MMC/);
+    await runOk('qemu-img', ['compare', '-f', 'raw', '-F', 'raw', target.url, image]);
+    const written = await run('qemu-io', ['-f', 'raw', '-c', 'write 0 2k', target.url]);
+    assert.notEqual(written.status, 0, 'a disc took a write');
+    await target.stop();
+  });
+
   for (const format of ['qcow2', 'raw']) {
     test(`qemu-img compare and convert read a ${format} image through it`, async (t) => {
       const random = randomFor(t);
