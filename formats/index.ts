@@ -21,6 +21,8 @@ export * from './image/extent.ts';
 export { DirectoryGate, OPEN_GATE, type OpenGate } from './image/gate.ts';
 export type { Image, ImageLimits } from './image/image.ts';
 export type {
+  Compression,
+  EncodedUnit,
   Layer,
   LayerInfo,
   NewSnapshotOptions,
@@ -31,6 +33,7 @@ export type {
 export { applySnapshot, createSnapshot, deleteSnapshot } from './image/snapshots.ts';
 export { ImageHost, type ImageHostOptions, type OpenImageOptions } from './open.ts';
 export { type CheckQcow2Options, checkQcow2 } from './qcow2/check.ts';
+export { encodeCluster, loadClusterEncoder } from './qcow2/cluster-codec.ts';
 export { createQcow2 } from './qcow2/create.ts';
 export { loadZstd } from './qcow2/zstd.ts';
 export { DRIVERS } from './registry.ts';

@@ -7,7 +7,8 @@ import { begin, ChainReader, settle } from './chain-read.ts';
 import { ABSENT, ExtentBuffer, isWritable, ZERO } from './extent.ts';
 import { fillRegions } from './fill-regions.ts';
 import type { Image, ImageLimits } from './image.ts';
-import type { Layer, ResizeOptions } from './layer.ts';
+import type { Compression, EncodedUnit, Layer, ResizeOptions } from './layer.ts';
+import { writeUnits } from './write-compressed.ts';
 
 /** Most bytes of explicit zeros in one write. */
 const ZERO_CHUNK = 1024 * 1024;
@@ -115,6 +116,24 @@ export class ChainImage implements Image {
     this.#checkWrite(offset, iov.byteLength);
     if (iov.byteLength === 0) return;
     await this.#change(this.#rangeOfWrite(offset, iov.byteLength), () => this.#write(offset, iov));
+  }
+
+  get compression(): Compression | undefined {
+    return this.readOnly ? undefined : this.#top.compression;
+  }
+
+  async writeCompressed(offset: number, units: readonly EncodedUnit[]): Promise<void> {
+    const unit = this.#top.compression?.unit ?? 1;
+    const length = Math.min(units.length * unit, alignUp(this.size, unit) - offset);
+    this.#checkWrite(offset, Math.min(length, this.size - offset));
+    if (offset % unit !== 0 || length < units.length * unit) {
+      throw new LunetteError('INVALID', 'compressed units lie side by side, from one on', { path: this.path, offset });
+    }
+    if (length === 0) return;
+    const writer = { write: (at: number, iov: IoVec) => this.#write(at, iov), flush: () => this.flush() };
+    await this.#change(this.#rounded(offset, length, this.limits.allocationUnit), () =>
+      writeUnits(this.#top, offset, units, writer),
+    );
   }
 
   async writeZeroes(offset: number, length: number, unmap: boolean): Promise<void> {

@@ -1,6 +1,6 @@
 import type { IoVec } from '../core/iov.ts';
 import type { ExtentBuffer } from './extent.ts';
-import type { ResizeOptions } from './layer.ts';
+import type { Compression, EncodedUnit, ResizeOptions } from './layer.ts';
 
 /**
  * A disk: what SCSI, NBD and convert consume. A chain of layers is one, an NBD client is another. All offsets and lengths are guest bytes.
@@ -30,6 +30,15 @@ export interface Image {
   tryWritev(offset: number, iov: IoVec): boolean;
   /** @throws {LunetteError} READ_ONLY, NO_SPACE, IO, CORRUPT: after an error the range holds old or new bytes */
   writev(offset: number, iov: IoVec): Promise<void>;
+  /** How units may be stored compressed. Absent: the image has no such, or is read-only. */
+  readonly compression?: Compression | undefined;
+  /**
+   * Stores units as they were encoded (compression.encode, or the same elsewhere): many in one call cost little more than one.
+   *
+   * @param offset of the first, a multiple of compression.unit; the others follow it
+   * @throws as writev; UNSUPPORTED without `compression`
+   */
+  writeCompressed?(offset: number, units: readonly EncodedUnit[]): Promise<void>;
   /** Zeros a range. @param unmap give its space back where possible, else keep it allocated where it is */
   writeZeroes(offset: number, length: number, unmap: boolean): Promise<void>;
   /** Gives space back as far as units of the format allow; what was given back reads as zeros. Parts of units keep their data. */

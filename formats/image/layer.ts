@@ -57,6 +57,16 @@ export interface Layer {
    * @throws {StorageError} NO_SPACE and others, with nothing allocated; {ImageError} CORRUPT
    */
   reserve(offset: number, length: number): Promise<Reservation>;
+  /** How units may be stored compressed; absent: the layer has no such. */
+  readonly compression?: Compression | undefined;
+  /**
+   * Makes room for compressed units that follow each other.
+   *
+   * @param offset of the first, a multiple of compression.unit
+   * @param lengths bytes of each unit's stream, less than a unit; at least one
+   * @throws as reserve
+   */
+  reserveCompressed?(offset: number, lengths: readonly number[]): Promise<CompressedReservation>;
   /**
    * Makes a range read as zeros by metadata alone. Range aligned to limits.zeroUnit, where the image's end counts as aligned.
    *
@@ -147,6 +157,29 @@ export interface Reservation {
   /** All bytes are in place: makes the mapping visible. Durable with the next flush. */
   commit(): Promise<void>;
   /** Gives the space back; the old mapping stays. Never throws. */
+  abort(): Promise<void>;
+}
+
+/** Units of this size can be stored as streams. The codec depends on nothing but these, so that other threads can do the work. */
+export interface Compression {
+  /** As the format names it: `zlib`, `zstd`. */
+  readonly type: string;
+  /** Bytes. The disk's last unit is filled up with zeros. */
+  readonly unit: number;
+  /** Compresses one unit, or what is left of the last. */
+  encode(bytes: Uint8Array): Promise<EncodedUnit>;
+}
+
+/** A unit to be stored: a stream that is shorter than it; all its bytes, to be stored plainly; null for zeros. */
+export type EncodedUnit = Uint8Array | null;
+
+/** Space for the streams of compressed units. Exactly one of commit and abort is called, as for Reservation. */
+export interface CompressedReservation {
+  /** How many units got space: the first of those that were asked for, at least one. */
+  readonly count: number;
+  /** Where the bytes of all these streams go, one after the other. */
+  readonly regions: readonly { readonly storage: Storage; readonly storageOffset: number; readonly length: number }[];
+  commit(): Promise<void>;
   abort(): Promise<void>;
 }
 

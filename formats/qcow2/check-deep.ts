@@ -3,7 +3,7 @@ import { IoVec } from '../core/iov.ts';
 import { divideUp, hex } from '../core/units.ts';
 import { type CheckResult, report } from '../image/check.ts';
 import type { CheckWalk, L2Visitor } from './check-walk.ts';
-import { decompress } from './compressed.ts';
+import { decompress } from './cluster-codec.ts';
 
 /** Clusters that are decompressed at once. */
 const AT_ONCE = 4;

@@ -1,69 +1,12 @@
-import { promisify } from 'node:util';
-import zlib from 'node:zlib';
 import type { BlockSpace } from '../cache/cache.ts';
 import { ImageError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
 import type { Storage } from '../storage/storage.ts';
+import { decompress } from './cluster-codec.ts';
 import type { CompressionType } from './header.ts';
-import { loadZstd } from './zstd.ts';
 
 /** Clusters that are decompressed at once: what bounds the memory of a deep queue of reads. */
 const MAX_DECOMPRESSING = 8;
-
-const inflateRaw = promisify<zlib.InputType, zlib.ZlibOptions, Buffer>(zlib.inflateRaw);
-
-/**
- * Decompresses the first `size` bytes of a stream. Whatever follows them, or whether the stream goes on, does not matter: a cluster ends
- * when it is full.
- *
- * Raw deflate, up to 15 window bits (writers use 12; old tools did not), or zstd frames.
- *
- * @throws {ImageError} CORRUPT when the stream is broken or too short
- */
-export async function decompress(type: CompressionType, input: Uint8Array, size: number): Promise<Uint8Array> {
-  try {
-    const output = type === 'zstd' ? (await loadZstd())(input, size) : await inflate(input, size);
-    if (output.length === size) return output;
-  } catch (error) {
-    if (error instanceof ImageError) throw error;
-    throw new ImageError('CORRUPT', `a compressed cluster is no valid ${type} stream`, { cause: error });
-  }
-  throw new ImageError('CORRUPT', `a compressed cluster holds less than a cluster of ${type} data`);
-}
-
-async function inflate(input: Uint8Array, size: number): Promise<Uint8Array> {
-  try {
-    return await inflateRaw(input, {
-      windowBits: 15,
-      chunkSize: Math.max(size, 64),
-      maxOutputLength: size,
-      finishFlush: zlib.constants.Z_SYNC_FLUSH,
-    });
-  } catch (error) {
-    if ((error as { code?: unknown }).code !== 'ERR_BUFFER_TOO_LARGE') throw error;
-    return inflateStart(input, size);
-  }
-}
-
-/** The first bytes of a stream that holds more. */
-function inflateStart(input: Uint8Array, size: number): Promise<Uint8Array> {
-  return new Promise((resolve, reject) => {
-    const stream = zlib.createInflateRaw({ windowBits: 15, finishFlush: zlib.constants.Z_SYNC_FLUSH });
-    const output = new Uint8Array(size);
-    let done = 0;
-    stream.on('data', (chunk: Buffer) => {
-      const take = Math.min(chunk.length, size - done);
-      output.set(chunk.subarray(0, take), done);
-      done += take;
-      if (done < size) return;
-      stream.destroy();
-      resolve(output);
-    });
-    stream.on('end', () => resolve(output.subarray(0, done)));
-    stream.on('error', reject);
-    stream.end(input);
-  });
-}
 
 export interface CompressedClustersOptions {
   readonly storage: Storage;

@@ -171,6 +171,7 @@ export class Flusher {
       for (let first = run.first; first < run.first + run.count; first += MAX_FREED) {
         const count = Math.min(MAX_FREED, run.first + run.count - first);
         await mutex.run(async () => {
+          this.#state.packed.leave(first, count);
           if (!run.punch) return free(first, count);
           // Space of the last reference goes back to the file system while the cluster still counts as used: nobody can have it meanwhile.
           const shared: number[] = [];

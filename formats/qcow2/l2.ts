@@ -56,3 +56,17 @@ export function compressedLength(high: number, low: number, offsetBits: number):
   const sectors = ((high & ~COPIED & ~COMPRESSED_BIT) >>> (offsetBits - 32)) + 1;
   return sectors * 512 - (low & 511);
 }
+
+/** Writes the entry of a compressed cluster: where its stream starts, and how many sectors it reaches into beside the first. */
+export function setCompressedEntry(
+  bytes: Uint8Array,
+  at: number,
+  offset: number,
+  length: number,
+  offsetBits: number,
+): void {
+  const sectors = Math.floor((offset + length - 1) / 512) - Math.floor(offset / 512);
+  const high = COMPRESSED_BIT + sectors * 2 ** (offsetBits - 32) + Math.floor(offset / TWO_32);
+  setU32(bytes, at, high);
+  setU32(bytes, at + 4, offset % TWO_32);
+}

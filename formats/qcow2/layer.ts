@@ -4,6 +4,8 @@ import type { IoVec } from '../core/iov.ts';
 import { divideUp } from '../core/units.ts';
 import type { ExtentBuffer } from '../image/extent.ts';
 import type {
+  CompressedReservation,
+  Compression,
   Layer,
   LayerInfo,
   LayerLimits,
@@ -15,6 +17,7 @@ import type {
 } from '../image/layer.ts';
 import type { LeaseBook } from '../image/lease.ts';
 import type { Storage } from '../storage/storage.ts';
+import { encodeCluster } from './cluster-codec.ts';
 import { CompressedClusters } from './compressed.ts';
 import { describeQcow2 } from './describe.ts';
 import type { Qcow2Header } from './header.ts';
@@ -54,6 +57,7 @@ export class Qcow2Layer implements Layer {
   readonly leases: LeaseBook;
   readonly header: Qcow2Header;
   readonly endUnit: number;
+  readonly compression: Compression | undefined;
   readonly #snapshots: readonly Qcow2Snapshot[];
   #size: number;
   readonly #cache: BlockCache;
@@ -93,6 +97,11 @@ export class Qcow2Layer implements Layer {
       // Version 2 cannot say "zeros here": a cluster that is given up shows the backing file again.
       discardUnit: version === 2 && this.parent !== undefined ? 0 : clusterSize,
     };
+    // Compressed clusters are neither encrypted nor in an external data file.
+    if (writer !== undefined && header.cryptMethod === 0 && parts.dataStorage === storage) {
+      const { compressionType: type } = header;
+      this.compression = { type, unit: clusterSize, encode: (bytes) => encodeCluster(type, bytes, clusterSize) };
+    }
     if (tables === undefined) return;
     const mapping = new Mapping({
       geometry: header.geometry,
@@ -154,6 +163,10 @@ export class Qcow2Layer implements Layer {
 
   reserve(offset: number, length: number): Promise<Reservation> {
     return this.#writing().reserve(offset, length);
+  }
+
+  reserveCompressed(offset: number, lengths: readonly number[]): Promise<CompressedReservation> {
+    return this.#writing().reserveCompressed(offset, lengths);
   }
 
   zero(offset: number, length: number, unmap: boolean): Promise<boolean> {

@@ -11,6 +11,7 @@ import type { HeaderSector } from './header-sector.ts';
 import type { Mapping } from './mapping.ts';
 import type { MetadataMap } from './metadata-map.ts';
 import type { Mutex } from './mutex.ts';
+import { PackedClusters } from './packed-clusters.ts';
 import type { PointerTable } from './pointer-table.ts';
 import type { Refcounts } from './refcount.ts';
 import type { SliceCache } from './slices.ts';
@@ -38,6 +39,8 @@ export class WriteState {
   readonly parts: WriteStateParts;
   /** References that mappings dropped since the last flush began: their refcounts are lowered once that is durable. */
   unlinked = new Unlinked();
+  /** Where compressed clusters go. */
+  readonly packed = new PackedClusters(this);
   mapping: Mapping | undefined;
   compressed: CompressedClusters | undefined;
   #stopped: LunetteError | undefined;

@@ -1,11 +1,12 @@
 import type { BlockCache } from '../cache/cache.ts';
 import { codeOf, ImageError, LunetteError } from '../core/errors.ts';
 import { alignUp } from '../core/units.ts';
-import type { Reservation, ResizeOptions } from '../image/layer.ts';
+import type { CompressedReservation, Reservation, ResizeOptions } from '../image/layer.ts';
 import type { LeaseBook } from '../image/lease.ts';
 import type { Storage } from '../storage/storage.ts';
 import { Allocator } from './allocator.ts';
 import type { CompressedClusters } from './compressed.ts';
+import { makeCompressedReservation } from './compressed-reservation.ts';
 import { type ZeroMode, zeroSlice } from './discard-zero.ts';
 import { Flusher } from './flush.ts';
 import { HEADER_V3, type Qcow2Header } from './header.ts';
@@ -110,6 +111,12 @@ export class Qcow2Writer {
     return this.#retried(() => makeReservation(this.#state, offset, length));
   }
 
+  /** As Layer.reserveCompressed. */
+  async reserveCompressed(offset: number, lengths: readonly number[]): Promise<CompressedReservation> {
+    await this.#relieve();
+    return this.#retried(() => makeCompressedReservation(this.#state, offset, lengths));
+  }
+
   /** As Layer.zero: false where version 2 cannot. */
   async zero(offset: number, length: number, unmap: boolean): Promise<boolean> {
     if (this.#header.geometry.version === 2) return unmap && this.release(offset, length);
@@ -173,6 +180,7 @@ export class Qcow2Writer {
   /** Flushes until nothing is dirty and nothing waits to be freed. No writer may be active. */
   async #quiet(): Promise<void> {
     const { slices, l1 } = this.#state.parts;
+    this.#state.packed.leaveAll(); // what comes may lower counts around the flush
     do {
       await this.#flusher.flush();
       await this.#flusher.settled();

@@ -1,47 +1,57 @@
 import { ImageError } from '../core/errors.ts';
 
-/** Decompresses until `size` bytes are there or the input ends. */
-export type ZstdDecompress = (input: Uint8Array, size: number) => Uint8Array;
+/** The zstd library as functions of bytes. */
+export interface Zstd {
+  /** Decompresses until `size` bytes are there or the input ends. */
+  decompress(input: Uint8Array, size: number): Uint8Array;
+  /** One frame. */
+  compress(input: Uint8Array): Uint8Array;
+}
 
 /** A stream may not ask for a larger window than 32 MiB: a cluster has 2 MiB at most. */
 const MAX_WINDOW_LOG = 25;
 
-let loading: Promise<ZstdDecompress> | undefined;
+let loading: Promise<Zstd> | undefined;
 
 /**
  * The zstd library, loaded when the first zstd cluster is met: most images have none.
  *
  * @throws {ImageError} UNSUPPORTED when it is not installed
  */
-export function loadZstd(): Promise<ZstdDecompress> {
+export function loadZstd(): Promise<Zstd> {
   loading ??= load();
   return loading;
 }
 
-async function load(): Promise<ZstdDecompress> {
+async function load(): Promise<Zstd> {
   let binding: typeof import('zstd-napi/binding.js');
   try {
     binding = await import('zstd-napi/binding.js');
     binding = (binding as { default?: typeof binding }).default ?? binding;
   } catch (error) {
-    throw new ImageError('UNSUPPORTED', 'reading zstd-compressed clusters needs the package zstd-napi', {
-      cause: error,
-    });
+    throw new ImageError('UNSUPPORTED', 'clusters compressed with zstd need the package zstd-napi', { cause: error });
   }
-  const context = new binding.DCtx();
-  context.setParameter(binding.DParameter.windowLogMax, MAX_WINDOW_LOG);
-  return (input, size) => {
-    context.reset(binding.ResetDirective.sessionOnly);
-    const output = new Uint8Array(size);
-    let done = 0;
-    let read = 0;
-    // One or more frames; what follows the cluster's last byte is none of ours.
-    while (done < size) {
-      const [, written, consumed] = context.decompressStream(output.subarray(done), input.subarray(read));
-      if (written === 0 && consumed === 0) break;
-      done += written;
-      read += consumed;
-    }
-    return output.subarray(0, done);
+  const decoder = new binding.DCtx();
+  decoder.setParameter(binding.DParameter.windowLogMax, MAX_WINDOW_LOG);
+  const encoder = new binding.CCtx();
+  return {
+    decompress(input, size) {
+      decoder.reset(binding.ResetDirective.sessionOnly);
+      const output = new Uint8Array(size);
+      let done = 0;
+      let read = 0;
+      // One or more frames; what follows the cluster's last byte is none of ours.
+      while (done < size) {
+        const [, written, consumed] = decoder.decompressStream(output.subarray(done), input.subarray(read));
+        if (written === 0 && consumed === 0) break;
+        done += written;
+        read += consumed;
+      }
+      return output.subarray(0, done);
+    },
+    compress(input) {
+      const output = new Uint8Array(binding.compressBound(input.length));
+      return output.subarray(0, encoder.compress2(output, input));
+    },
   };
 }

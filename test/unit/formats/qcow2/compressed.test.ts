@@ -4,7 +4,8 @@ import { deflateRawSync } from 'node:zlib';
 import zstd from 'zstd-napi';
 import { SharedBlockCache } from '../../../../formats/cache/block-cache.ts';
 import { IoVec } from '../../../../formats/core/iov.ts';
-import { CompressedClusters, decompress } from '../../../../formats/qcow2/compressed.ts';
+import { decompress } from '../../../../formats/qcow2/cluster-codec.ts';
+import { CompressedClusters } from '../../../../formats/qcow2/compressed.ts';
 import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import { Random } from '../../../support/random.ts';
 
