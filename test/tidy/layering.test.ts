@@ -118,6 +118,8 @@ const PACKAGES: Readonly<Record<string, readonly string[]>> = {
   commander: ['src/cli'],
   pino: ['src/daemon', 'src/cli'],
   'prom-client': ['src/daemon'],
+  'smol-toml': ['src/daemon'],
+  zod: ['src/daemon'],
   'dbus-next': ['src/dbus'],
 };
 
