@@ -1,7 +1,5 @@
-/** Clusters of a page. */
-const PAGE = 4096;
-/** Bytes of counters in one pass: 24 Mi clusters, 1.5 TiB of clusters of 64 KiB, unless many have more than 255 references. */
-const BUDGET = 48 * 1024 * 1024;
+import { PAGE_CLUSTERS as PAGE, PassPages } from './pass-pages.ts';
+
 /** Passes after which a file is too spread out to be checked: each counts more than 24 million clusters, or 6000 far from each other. */
 export const MAX_PASSES = 1000;
 
@@ -73,75 +71,32 @@ function widened(counters: Counters, value: number): Counters {
 }
 
 /**
- * Counters of references and refcounts of the clusters that one pass over an image looks at.
- *
- * Pages are made where something is counted, until the budget is used up; what then falls elsewhere is left to the next pass. So the memory
- * has a bound, and the work follows what is in the file, not how large it claims to be.
+ * Counters of references and refcounts of the clusters that one pass over an image looks at: of 24 Mi clusters, 1.5 TiB of clusters of
+ * 64 KiB, unless many have more than 255 references.
  */
-export class CheckPages {
-  readonly #budget: number;
-  #pages = new Map<number, CheckPage>();
-  readonly #done = new Set<number>();
-  #bytes = 0;
-  #more = false;
-  #last: CheckPage | undefined;
-
-  constructor(budget = BUDGET) {
-    this.#budget = budget;
-  }
-
-  /** The page of a cluster; undefined when this pass does not look at it. */
-  page(cluster: number): CheckPage | undefined {
-    const last = this.#last;
-    if (last !== undefined && cluster >= last.first && cluster < last.first + PAGE) return last;
-    const index = Math.floor(cluster / PAGE);
-    const page = this.#pages.get(index) ?? this.#make(index);
-    if (page !== undefined) this.#last = page;
-    return page;
-  }
-
-  #make(index: number): CheckPage | undefined {
-    if (this.#done.has(index)) return undefined;
-    if (this.#bytes >= this.#budget) {
-      this.#more = true;
-      return undefined;
-    }
-    const page = new CheckPage(index * PAGE);
-    this.#pages.set(index, page);
-    this.#bytes += page.byteLength;
-    return page;
+export class CheckPages extends PassPages<CheckPage> {
+  constructor(budget?: number) {
+    super((first) => new CheckPage(first), budget);
   }
 
   /** Counts references to a cluster. */
   add(cluster: number, references: number): void {
     const page = this.page(cluster);
-    if (page !== undefined) this.#bytes += page.add(cluster - page.first, references);
+    if (page === undefined) return;
+    const grown = page.add(cluster - page.first, references);
+    if (grown > 0) this.grew(grown);
   }
 
   setRefcount(cluster: number, refcount: number): void {
     const page = this.page(cluster);
-    if (page !== undefined) this.#bytes += page.setRefcount(cluster - page.first, refcount);
+    if (page === undefined) return;
+    const grown = page.setRefcount(cluster - page.first, refcount);
+    if (grown > 0) this.grew(grown);
   }
 
   /** References to a cluster; undefined when it is not of this pass. */
   references(cluster: number): number | undefined {
     const page = this.page(cluster);
     return page?.references(cluster - page.first);
-  }
-
-  /** Pages of this pass, in order. */
-  all(): CheckPage[] {
-    return [...this.#pages.values()].sort((a, b) => a.first - b.first);
-  }
-
-  /** Ends a pass. @returns true when another one is needed */
-  next(): boolean {
-    const more = this.#more;
-    for (const index of this.#pages.keys()) this.#done.add(index);
-    this.#pages = new Map();
-    this.#last = undefined;
-    this.#bytes = 0;
-    this.#more = false;
-    return more;
   }
 }

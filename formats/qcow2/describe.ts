@@ -45,7 +45,7 @@ export async function describeQcow2(image: {
     dirty: header.dirty,
     ...(header.backingFile !== undefined ? { backingFile: header.backingFile } : {}),
     ...(header.backingFormat !== undefined ? { backingFormat: header.backingFormat } : {}),
-    ...(snapshots.length > 0 ? { snapshots: snapshots.map(plain) } : {}),
+    ...(snapshots.length > 0 ? { snapshots: snapshots.map(plainSnapshot) } : {}),
     specific,
     ...(external && extensions.dataFile !== undefined
       ? { children: [{ name: 'data-file', path: storage.resolve(extensions.dataFile) }] }
@@ -53,7 +53,8 @@ export async function describeQcow2(image: {
   };
 }
 
-function plain(snapshot: Qcow2Snapshot): SnapshotInfo {
+/** What everybody may know of a snapshot. */
+export function plainSnapshot(snapshot: Qcow2Snapshot): SnapshotInfo {
   const { at: _at, l1TableOffset: _offset, l1Size: _size, extra: _extra, ...info } = snapshot;
   return info;
 }
