@@ -77,7 +77,8 @@ export function imageInfo(
   };
 }
 
-function snapshotEntry(snapshot: NonNullable<LayerInfo['snapshots']>[number]): SnapshotEntry {
+/** A snapshot with the members of QEMU’s SnapshotInfo. */
+export function snapshotEntry(snapshot: NonNullable<LayerInfo['snapshots']>[number]): SnapshotEntry {
   return {
     'vm-clock-nsec': snapshot.vmClockNanoseconds,
     name: snapshot.name,

@@ -50,7 +50,8 @@ export function snapshotTable(snapshots: readonly SnapshotEntry[]): string[] {
   ];
 }
 
-function localDate(seconds: number): string {
+/** `2026-11-24 10:00:00`, local time. */
+export function localDate(seconds: number): string {
   const date = new Date(seconds * 1000);
   const two = (value: number): string => String(value).padStart(2, '0');
   const day = `${date.getFullYear()}-${two(date.getMonth() + 1)}-${two(date.getDate())}`;

@@ -7,6 +7,7 @@ import { registerDoctor } from './commands/doctor.ts';
 import { registerExport } from './commands/export.ts';
 import { registerInfo } from './commands/info.ts';
 import { registerResize } from './commands/resize.ts';
+import { registerSnapshot } from './commands/snapshot.ts';
 import type { CliContext } from './context.ts';
 import { CommandStatus, DONE, reportError, USAGE } from './exit.ts';
 
@@ -16,6 +17,7 @@ Examples:
   lunette export --ephemeral disk.qcow2     the same, writes are thrown away at the end
   lunette info disk.qcow2                   what it is
   lunette check disk.qcow2                  whether it is consistent
+  lunette snapshot usage disk.qcow2         what its snapshots cost
   lunette doctor                            what this machine can do
 
 lunette COMMAND --help says more about each.
@@ -42,6 +44,7 @@ export function createProgram(context: CliContext): Command {
   registerCheck(program, context);
   registerCreate(program, context);
   registerResize(program, context);
+  registerSnapshot(program, context);
   registerDoctor(program, context);
   for (const command of program.commands) {
     command.copyInheritedSettings(program).configureHelp({ showGlobalOptions: true });

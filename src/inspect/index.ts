@@ -1,0 +1,10 @@
+/**
+ * Takes images apart: what their snapshots cost, what differs between two of them, which files make a disk. The library face:
+ * `import … from 'lunette/inspect'`. Nothing here changes an image.
+ */
+export { type ChainFile, describeFiles } from './chain.ts';
+export { type InspectedFile, type InspectOptions, inspectFile } from './inspect-file.ts';
+export { findMachine, flatSnapshots, isSettings, type Machine, type MachineSnapshot } from './machine.ts';
+export { fittingSnapshots, type SelectBy, selectSnapshot } from './select-snapshot.ts';
+export { lookWhileStill, writerOf } from './still.ts';
+export { type ImageUsage, measureUsage } from './usage.ts';
