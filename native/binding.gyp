@@ -10,9 +10,11 @@
         "glue_bytes.cc",
         "glue_files.cc",
         "glue_io_queue.cc",
+        "glue_system.cc",
         "io_queue.cc",
         "locks.cc",
         "probe.cc",
+        "unix_datagram.cc",
         "zero.cc"
       ],
       "dependencies": ["<!(node -p \"require('node-addon-api').targets\"):node_addon_api_except"],

@@ -159,6 +159,15 @@ function checkTogether(config: DaemonConfig, path: string): void {
     }
     if (entry.optical && entry.transport === 'nbd') throw invalid(path, `${key}.optical`, 'is not for nbd');
   });
+  const uses = (transport: string): boolean => config.export.some((entry) => entry.transport === transport);
+  const [own, kernel] = [config.iscsi.listen, config.lio.listen];
+  if (uses('iscsi') && uses('lio') && config.lio.fabric === 'iscsi' && own.port === kernel.port && own.port !== 0) {
+    throw invalid(
+      path,
+      'lio.listen',
+      `has the port of iscsi.listen, ${own.port}: the kernel and we cannot both have it`,
+    );
+  }
   for (const section of WITH_CHAP) {
     const has = (key: keyof typeof CHAP): boolean => config[section][key] !== undefined;
     for (const kind of ['chap', 'mutual-chap'] as const) {

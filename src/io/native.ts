@@ -1,6 +1,7 @@
 /** What the rooms above get from native code: they import io, never native. All works without the addon, too; then nativeCrc32c is undefined. */
 
 export { type Crc32c, crc32cImplementation, nativeCrc32c } from '../native/crc32c.ts';
+export { sendDatagram } from '../native/datagram.ts';
 export { type DirectoryFacts, directoryFacts, type NativeFacts, nativeFacts } from '../native/facts.ts';
 export { ioThreads, setIoThreads } from '../native/io-queue.ts';
 export { type IsZero, isZero } from '../native/zero.ts';

@@ -63,6 +63,9 @@ export interface NativeBinding {
   queueClose(queue: QueueHandle): void;
   readonly operations: QueueOperations;
 
+  /** One datagram to a Unix socket; a path that begins with @ is an abstract name. */
+  sendDatagram(path: string, text: string): number;
+
   isZero(memory: Uint8Array, offset: number, length: number): boolean;
   crc32c(memory: Uint8Array, offset: number, length: number, crc: number): number;
   crc32cPortable(memory: Uint8Array, offset: number, length: number, crc: number): number;

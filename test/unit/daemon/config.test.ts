@@ -1,8 +1,10 @@
 import assert from 'node:assert/strict';
+import { readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { parseConfig, readConfig } from '../../../src/daemon/config.ts';
 import { compareConfigs, describeChanges } from '../../../src/daemon/config-changes.ts';
+import { PROJECT_ROOT } from '../../support/process.ts';
 import { temporaryDirectory, temporaryFile } from '../../support/temporary.ts';
 
 const FILE = '/etc/lunette/lunette.toml';
@@ -69,6 +71,12 @@ const WRONG: readonly [rule: string, lines: string[], field: string | undefined,
     'export[0].optical',
     /nbd/,
   ],
+  [
+    'one port for two targets',
+    [...DISK, '[[export]]', 'name = "k"', 'image = "/k"', 'transport = "lio"'],
+    'lio.listen',
+    /3260/,
+  ],
   ['a user without a secret', ['[iscsi]', 'chap-user = "me"'], 'iscsi.chap-user', /chap-secret-file/],
   [
     'mutual CHAP alone',
@@ -82,6 +90,23 @@ for (const [rule, lines, field, message] of WRONG) {
     assert.throws(() => parse(...lines), { code: 'INVALID', path: FILE, field, message });
   });
 }
+
+test('the example that is shipped is a configuration, and says the defaults', async () => {
+  const example = await readConfig(join(PROJECT_ROOT, 'scripts/packaging/lunette.toml'));
+  const { allow, ...rest } = example;
+  const { allow: none, ...defaults } = parse('');
+  assert.deepEqual(rest, defaults);
+  assert.deepEqual([allow.length, none.length], [2, 0]);
+});
+
+test('every line of the example that is switched off is a key that there is', async () => {
+  const text = await readFile(join(PROJECT_ROOT, 'scripts/packaging/lunette.toml'), 'utf8');
+  const on = text.replace(/^# (?=\[\[|[a-z-]+ = )/gm, '');
+  const config = parse(...on.split('\n').filter((line) => !line.startsWith('#')));
+  assert.equal(config.export[0]?.name, 'disk0');
+  assert.equal(config.iscsi['chap-user'], 'name');
+  assert.equal(config.nbd.socket, '/run/lunette/nbd.sock');
+});
 
 test('an image may be a URL', () => {
   assert.equal(parse('[[export]]', 'name = "a"', 'image = "nbd://host/x"', 'transport = "nbd"').export.length, 1);
@@ -106,14 +131,14 @@ test('changes are told apart: exports by name, keys that take effect at once, ke
     '[[export]]',
     'name = "new"',
     'image = "/new"',
-    'transport = "lio"',
+    'transport = "nbd"',
   );
   const changes = compareConfigs(before, after);
   assert.deepEqual(changes.applied, ['log-level']);
   assert.deepEqual(changes.later, ['cache', 'nbd.socket']);
   assert.deepEqual(describeChanges(changes), [
     'removed export old (/old over nbd)',
-    'added export new (/new over lio)',
+    'added export new (/new over nbd)',
     'changed export disk: read-only',
     'changed log-level',
     'changed cache: takes effect when the daemon is started again',
