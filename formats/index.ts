@@ -15,6 +15,19 @@ export {
   readCreateValues,
 } from './create.ts';
 export type { CreateOption, CreateValue, CreateValues, FormatCreator, FormatDriver } from './driver.ts';
+export {
+  addBitmap,
+  type BitmapInfo,
+  type BitmapReader,
+  clearBitmap,
+  disableBitmap,
+  enableBitmap,
+  listBitmaps,
+  mergeBitmap,
+  type NewBitmapOptions,
+  openBitmap,
+  removeBitmap,
+} from './image/bitmaps.ts';
 export { ChainImage } from './image/chain.ts';
 export type { CheckOptions, CheckResult } from './image/check.ts';
 export * from './image/extent.ts';

@@ -3,6 +3,7 @@ import { appendZeros, IoVec } from '../core/iov.ts';
 import { Lifetime } from '../core/lifetime.ts';
 import { RangeLock } from '../core/range-lock.ts';
 import { alignDown, alignUp } from '../core/units.ts';
+import type { ChangeRecorder } from './bitmaps.ts';
 import { begin, ChainReader, settle } from './chain-read.ts';
 import { ABSENT, ExtentBuffer, isWritable, ZERO } from './extent.ts';
 import { fillRegions } from './fill-regions.ts';
@@ -15,6 +16,9 @@ const ZERO_CHUNK = 1024 * 1024;
 
 /** What a change holds while it runs. */
 interface WriteRange {
+  /** What changes. */
+  readonly offset: number;
+  readonly bytes: number;
   readonly start: number;
   readonly length: number;
   /** May change where bytes are. */
@@ -35,6 +39,7 @@ export class ChainImage implements Image {
   readonly limits: ImageLimits;
   readonly #top: Layer;
   readonly #reader: ChainReader;
+  readonly #recorder: ChangeRecorder | undefined;
   readonly #locks = new RangeLock();
   readonly #lifetime: Lifetime;
   readonly #release: () => Promise<void>;
@@ -67,6 +72,7 @@ export class ChainImage implements Image {
     this.readOnly = top.readOnly || (options.readOnly ?? false);
     this.limits = top.limits;
     this.#reader = new ChainReader(layers);
+    this.#recorder = top.recorder;
     this.#lifetime = new Lifetime(this.path);
     this.#release = options.release ?? (() => closeLayers(layers));
   }
@@ -109,6 +115,7 @@ export class ChainImage implements Image {
     const extents = this.#extents;
     if (this.#top.tryMap(offset, length, extents) !== 1 || extents.end < offset + length) return false;
     if (!isWritable(extents, 0)) return false;
+    if (this.#recorder !== undefined && !this.#recorder.tryRecord(offset, length)) return false;
     return extents.storages[0]?.tryWritev(extents.storageOffsets[0] as number, iov) ?? false;
   }
 
@@ -319,6 +326,10 @@ export class ChainImage implements Image {
       try {
         if (this.#failed !== undefined) throw this.#failed;
         if (!this.#begun) await this.#begin();
+        const recorder = this.#recorder;
+        if (recorder !== undefined && !recorder.tryRecord(range.offset, range.bytes)) {
+          await recorder.record(range.offset, range.bytes);
+        }
         await act();
       } finally {
         this.#locks.release(hold);
@@ -348,13 +359,13 @@ export class ChainImage implements Image {
   #rangeOfWrite(offset: number, length: number): WriteRange {
     const rounded = this.#rounded(offset, length, this.limits.allocationUnit);
     if (this.#locks.overlapsMove(rounded.start, rounded.length) || !this.#inPlace(offset, length)) return rounded;
-    return { start: offset, length, moves: false };
+    return { offset, bytes: length, start: offset, length, moves: false };
   }
 
   #rounded(offset: number, length: number, unit: number): WriteRange {
-    if (unit <= 1) return { start: offset, length, moves: true };
+    if (unit <= 1) return { offset, bytes: length, start: offset, length, moves: true };
     const start = alignDown(offset, unit);
-    return { start, length: alignUp(offset + length, unit) - start, moves: true };
+    return { offset, bytes: length, start, length: alignUp(offset + length, unit) - start, moves: true };
   }
 
   #inPlace(offset: number, length: number): boolean {

@@ -1,5 +1,6 @@
 import type { IoVec } from '../core/iov.ts';
 import type { Storage } from '../storage/storage.ts';
+import type { BitmapStore, ChangeRecorder } from './bitmaps.ts';
 import type { ExtentBuffer } from './extent.ts';
 import type { LeaseBook } from './lease.ts';
 
@@ -82,6 +83,10 @@ export interface Layer {
   release(offset: number, length: number): Promise<boolean>;
   /** Changes the guest size. New space reads as zeros also over a longer parent. */
   resize(size: number, options: ResizeOptions): Promise<void>;
+  /** Takes note of changes: told by the mover before each of them, snapshots and sizes excepted. */
+  readonly recorder?: ChangeRecorder | undefined;
+  /** Persistent dirty bitmaps, for formats that have them. */
+  readonly bitmaps?: BitmapStore | undefined;
   /** In what units the file holds the disk's end: where it is cut, resizing zeroes up to the next multiple. Absent: nothing is behind it. */
   readonly endUnit?: number;
   /**

@@ -80,7 +80,9 @@ export async function readSubject(storage: Storage, result: CheckResult): Promis
   }
   const reference = bitmapsOf(header);
   const bitmaps =
-    reference === undefined ? [] : await tolerate(() => readBitmapDirectory(storage, reference), [] as Qcow2Bitmap[]);
+    reference === undefined
+      ? []
+      : await tolerate(() => readBitmapDirectory(storage, reference, clusterSize), [] as Qcow2Bitmap[]);
   const active = { offset: header.l1TableOffset, entries: header.l1Size, references: 1, active: true };
   return {
     storage,

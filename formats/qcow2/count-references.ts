@@ -117,7 +117,7 @@ class Counter {
     if (reference === undefined || (header.autoclearFeatures.low & AUTOCLEAR.BITMAPS) === 0) return;
     const { clusterSize } = this.#geometry;
     this.table(reference.directoryOffset, reference.directorySize, 'bitmap directory');
-    for (const bitmap of await readBitmapDirectory(storage, reference)) {
+    for (const bitmap of await readBitmapDirectory(storage, reference, clusterSize)) {
       this.table(bitmap.tableOffset, bitmap.tableSize * 8, 'bitmap table');
       const bytes = await readBytes(storage, bitmap.tableOffset, bitmap.tableSize * 8);
       for (let at = 0; at < bytes.length; at += 8) {

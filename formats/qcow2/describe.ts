@@ -33,7 +33,7 @@ export async function describeQcow2(image: {
   }
   if (header.cryptMethod !== 0) specific.encrypt = { format: header.cryptMethod === 1 ? 'aes' : 'luks' };
   if (extensions.bitmaps !== undefined && (header.autoclearFeatures.low & AUTOCLEAR.BITMAPS) !== 0) {
-    const bitmaps = await readBitmapDirectory(storage, extensions.bitmaps);
+    const bitmaps = await readBitmapDirectory(storage, extensions.bitmaps, geometry.clusterSize);
     specific.bitmaps = bitmaps.map(({ flags, name, granularity }) => ({ flags, name, granularity }));
   }
   return {

@@ -60,6 +60,7 @@ async function openLayer(storage: Storage, options: LayerOpenOptions, opened: St
     size: sizeOf(header, snapshot),
     cache: context.cache,
     leases: new LeaseBook(),
+    live: snapshot === undefined,
   };
   if (describeOnly) {
     return new Qcow2Layer({ ...parts, dataStorage: storage, tables: undefined, writer: undefined });
@@ -179,5 +180,6 @@ async function openWriter(parts: {
   leases: LeaseBook;
   options: LayerOpenOptions;
 }): Promise<Qcow2Writer> {
-  return Qcow2Writer.open({ ...parts, cache: parts.options.context.cache });
+  const { context } = parts.options;
+  return Qcow2Writer.open({ ...parts, cache: context.cache, warn: (message) => context.warn(message, parts.storage) });
 }

@@ -14,8 +14,8 @@ export const EXTENSION = {
 
 const MAX_BACKING_FORMAT = 15;
 const FEATURE_ENTRY = 48;
-const MAX_BITMAPS = 65535;
-const MAX_BITMAP_DIRECTORY = MAX_BITMAPS * 1024;
+export const MAX_BITMAPS = 65535;
+export const MAX_BITMAP_DIRECTORY = MAX_BITMAPS * 1024;
 
 /** One extension as it is in the file: kept whole, so that a rewritten header loses nothing. */
 export interface Qcow2Extension {

@@ -2,6 +2,7 @@ import type { BlockCache } from '../cache/cache.ts';
 import { ImageError, LunetteError } from '../core/errors.ts';
 import type { IoVec } from '../core/iov.ts';
 import { divideUp } from '../core/units.ts';
+import type { BitmapStore, ChangeRecorder } from '../image/bitmaps.ts';
 import type { ExtentBuffer } from '../image/extent.ts';
 import type {
   CompressedReservation,
@@ -17,6 +18,7 @@ import type {
 } from '../image/layer.ts';
 import type { LeaseBook } from '../image/lease.ts';
 import type { Storage } from '../storage/storage.ts';
+import { ReadOnlyBitmaps } from './bitmap-reader.ts';
 import { encodeCluster } from './cluster-codec.ts';
 import { CompressedClusters } from './compressed.ts';
 import { describeQcow2 } from './describe.ts';
@@ -43,6 +45,8 @@ export interface Qcow2LayerParts {
   /** Undefined when the layer is read-only. */
   readonly writer: Qcow2Writer | undefined;
   readonly leases: LeaseBook;
+  /** The live disk, no snapshot. */
+  readonly live: boolean;
   /** For a view of another layer's file: gives back what it shares, in place of closing it. */
   readonly giveBack?: () => Promise<void>;
 }
@@ -58,6 +62,8 @@ export class Qcow2Layer implements Layer {
   readonly header: Qcow2Header;
   readonly endUnit: number;
   readonly compression: Compression | undefined;
+  readonly recorder: ChangeRecorder | undefined;
+  readonly bitmaps: BitmapStore | undefined;
   readonly #snapshots: readonly Qcow2Snapshot[];
   #size: number;
   readonly #cache: BlockCache;
@@ -88,6 +94,9 @@ export class Qcow2Layer implements Layer {
     this.#writer = writer;
     this.#giveBack = parts.giveBack;
     this.readOnly = writer === undefined;
+    this.recorder = writer?.bitmaps;
+    // Bitmaps are of the live disk, not of its snapshots.
+    this.bitmaps = writer?.bitmaps ?? (parts.live ? new ReadOnlyBitmaps(storage, header) : undefined);
     this.leases = parts.leases;
     this.parent =
       header.backingFile === undefined ? undefined : { path: header.backingFile, format: header.backingFormat };
@@ -192,6 +201,9 @@ export class Qcow2Layer implements Layer {
     if (!Number.isSafeInteger(size) || size % 512 !== 0) {
       throw new ImageError('UNSUPPORTED', `the disk of the snapshot has ${size} bytes`, { path: this.storage.path });
     }
+    const { bitmaps } = this.#writing();
+    if (size !== this.#size) bitmaps.admitResize(size);
+    await bitmaps.recordAll(); // any part of the disk may be another then
     await snapshots.apply(snapshot, size, () => this.#resized(size));
   }
 
@@ -242,6 +254,7 @@ export class Qcow2Layer implements Layer {
         tables: { l1: await PointerTable.load(storage, options), slices },
         writer: undefined,
         leases: this.leases,
+        live: false,
         giveBack,
       });
     } catch (error) {

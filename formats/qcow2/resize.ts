@@ -48,7 +48,7 @@ export async function resizeDisk(
   }
   await host.quiet();
   const sayNewSize = async () => {
-    await host.switchHeader((view) => HEADER_V2.write(view, { size: to }));
+    await host.switchSize(to, (view) => HEADER_V2.write(view, { size: to }));
     switched();
   };
   if (to > from) {

@@ -30,6 +30,8 @@ export interface SnapshotEditorHost {
   quiet(): Promise<void>;
   /** Changes header fields, durably. After a failure other than a full disk nobody knows what is there: writing stops. */
   switchHeader(change: (view: DataView) => void): Promise<void>;
+  /** As switchHeader, when the disk has another size then: whatever else depends on that changes at the same time. */
+  switchSize(size: number, change: (view: DataView) => void): Promise<void>;
 }
 
 /** What takes a change back when it fails, in the order of doing. */
@@ -141,7 +143,7 @@ export class SnapshotEditor {
       await this.#host.flush();
       await gained.raise();
       await this.#host.flush();
-      await this.#host.switchHeader((view) => {
+      await this.#host.switchSize(size, (view) => {
         HEADER_V2.write(view, { l1TableOffset: at, l1Size: entries, size });
       });
       metadata.add(at, bytes.length);

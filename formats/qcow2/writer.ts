@@ -1,13 +1,16 @@
 import type { BlockCache } from '../cache/cache.ts';
 import { codeOf, ImageError, LunetteError } from '../core/errors.ts';
+import { IoVec } from '../core/iov.ts';
 import { alignUp } from '../core/units.ts';
 import type { CompressedReservation, Reservation, ResizeOptions } from '../image/layer.ts';
 import type { LeaseBook } from '../image/lease.ts';
 import type { Storage } from '../storage/storage.ts';
 import { Allocator } from './allocator.ts';
+import { BitmapEditor } from './bitmap-editor.ts';
 import type { CompressedClusters } from './compressed.ts';
 import { makeCompressedReservation } from './compressed-reservation.ts';
 import { type ZeroMode, zeroSlice } from './discard-zero.ts';
+import { AUTOCLEAR } from './features.ts';
 import { Flusher } from './flush.ts';
 import { HEADER_V3, type Qcow2Header } from './header.ts';
 import { HeaderSector } from './header-sector.ts';
@@ -35,24 +38,29 @@ export interface Qcow2WriterParts {
   readonly slices: SliceCache;
   readonly leases: LeaseBook;
   readonly cache: BlockCache;
+  readonly warn: (message: string) => void;
 }
 
 /** Everything that changes a qcow2 file: the write half of a layer. */
 export class Qcow2Writer {
   readonly metadata: MetadataMap;
   readonly snapshots: SnapshotEditor;
+  readonly bitmaps: BitmapEditor;
   readonly #header: Qcow2Header;
   readonly #state: WriteState;
   readonly #flusher: Flusher;
+  readonly #warn: (message: string) => void;
   /** Something may have been changed. */
   #begun = false;
 
-  private constructor(header: Qcow2Header, state: WriteState, snapshotTable: SnapshotTable) {
+  private constructor(header: Qcow2Header, state: WriteState, parts: Qcow2WriterParts) {
     this.#header = header;
+    this.#warn = parts.warn;
     this.#state = state;
     this.metadata = state.parts.metadata;
     this.#flusher = new Flusher(state);
-    this.snapshots = new SnapshotEditor(this.#host(), snapshotTable);
+    this.snapshots = new SnapshotEditor(this.#host(), parts.snapshotTable);
+    this.bitmaps = new BitmapEditor(this.#host());
   }
 
   /**
@@ -84,7 +92,8 @@ export class Qcow2Writer {
       hasParent: header.backingFile !== undefined,
     });
     refcounts.onUnlinked = (first, count) => state.unlinked.add(first, count, false);
-    const writer = new Qcow2Writer(header, state, parts.snapshotTable);
+    const writer = new Qcow2Writer(header, state, parts);
+    await writer.bitmaps.load();
     if (header.dirty) await repairRefcounts({ ...parts, state, flush: () => writer.flush() });
     return writer;
   }
@@ -94,15 +103,21 @@ export class Qcow2Writer {
     this.#state.compressed = compressed;
   }
 
-  /** Clears the autoclear bits, durably: all of them vouch for something that a write makes untrue. */
+  /**
+   * Clears the autoclear bits, durably: they vouch for something that a write makes untrue. That of the bitmaps stays, since they take
+   * note of it.
+   */
   async beginWrite(): Promise<void> {
     this.#state.check();
     this.#begun = true;
     const { high, low } = this.#header.autoclearFeatures;
     if (high === 0 && low === 0) return;
-    await this.#state.parts.header.update((view) => {
-      HEADER_V3.write(view, { autoclearFeatures: { high: 0, low: 0 } });
-    });
+    const kept = (await this.bitmaps.begin()) ? low & AUTOCLEAR.BITMAPS : 0;
+    if (high !== 0 || low !== kept) {
+      await this.#state.parts.header.update((view) => {
+        HEADER_V3.write(view, { autoclearFeatures: { high: 0, low: kept } });
+      });
+    }
     await this.#state.parts.storage.sync();
   }
 
@@ -137,6 +152,7 @@ export class Qcow2Writer {
 
   /** As Layer.resize. @param switched called when the disk has its new size */
   async resize(from: number, to: number, options: ResizeOptions, switched: () => void): Promise<void> {
+    this.bitmaps.admitResize(to);
     const hasSnapshots = this.snapshots.table.snapshots.length > 0;
     await resizeDisk(this.#host(), { from, to, hasSnapshots, options, switched });
   }
@@ -148,7 +164,10 @@ export class Qcow2Writer {
   /** Writes everything back, and waits for space in quarantine: what is left behind has no leaks. */
   async close(): Promise<void> {
     if (this.#state.stopped !== undefined) return;
-    if (this.#begun) await this.#completeLastCluster();
+    if (this.#begun) {
+      await this.bitmaps.end();
+      await this.#completeLastCluster();
+    }
     await this.#flusher.flush();
     await this.#flusher.settled();
     // Refcounts that were lowered at the end of that flush.
@@ -170,9 +189,16 @@ export class Qcow2Writer {
     return {
       state: this.#state,
       header: this.#header,
+      storage: this.#state.parts.storage,
+      clusterSize: this.#header.geometry.clusterSize,
+      warn: this.#warn,
       flush: () => this.flush(),
+      sync: () => this.#flusher.sync(),
       quiet: () => this.#quiet(),
-      switchHeader: (change: (view: DataView) => void) => this.#switchHeader(change),
+      switchHeader: (change: (view: DataView) => void) => this.#switch(() => this.#state.parts.header.update(change)),
+      switchSector: (offset: number, bytes: Uint8Array) =>
+        this.#switch(() => this.#state.parts.storage.writev(offset, IoVec.of(bytes))),
+      switchSize: (size: number, change: (view: DataView) => void) => this.bitmaps.resize(size, change),
       zeroRange: (offset: number, length: number, mode: ZeroMode) => this.#zeroRange(offset, length, mode),
     };
   }
@@ -187,10 +213,11 @@ export class Qcow2Writer {
     } while (!this.#state.unlinked.empty || l1.dirty || slices.hasDirty('refcount') || slices.hasDirty('mapping'));
   }
 
-  async #switchHeader(change: (view: DataView) => void): Promise<void> {
+  /** Changes a sector of the header, durably. After a failure other than a full disk nobody knows what is there: writing stops. */
+  async #switch(write: () => Promise<void>): Promise<void> {
     this.#state.check();
     try {
-      await this.#state.parts.header.update(change);
+      await write();
     } catch (error) {
       if (codeOf(error) === 'NO_SPACE') throw error; // nothing was written
       const why = 'writing the header failed: nothing more is written until the image is opened again';
