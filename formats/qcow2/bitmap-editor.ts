@@ -134,9 +134,10 @@ export class BitmapEditor implements BitmapStore, ChangeRecorder {
     if (recording.length === 0) return true;
     if (this.#held > MAX_HELD_BYTES) return false;
     let held = 0;
+    const inside = Math.min(length, this.#size - offset);
     for (let i = 0; i < recording.length; i++) {
       const { bits } = recording[i] as Live;
-      bits.mark(offset, length);
+      bits.mark(offset, inside);
       held += bits.bytes;
     }
     this.#held = held;

@@ -269,7 +269,7 @@ class UsageCount {
     const reference = bitmapsOf(this.#header);
     if (reference === undefined) return;
     this.#mark(reference.directoryOffset, reference.directorySize, own);
-    for (const { tableOffset, tableSize } of await readBitmapDirectory(this.#storage, reference)) {
+    for (const { tableOffset, tableSize } of await readBitmapDirectory(this.#storage, reference, clusterSize)) {
       this.#mark(tableOffset, tableSize * 8, own);
       const entries = Math.max(0, Math.min(tableSize, Math.ceil((this.#storage.size - tableOffset) / 8)));
       const place = { name: 'bitmap table', offset: tableOffset, entries, clusterSize };
