@@ -1,4 +1,5 @@
 import { PAGE_CLUSTERS as PAGE, PassPages } from './pass-pages.ts';
+import { getRefcount } from './refcount-codec.ts';
 
 /** Passes after which a file is too spread out to be checked: each counts more than 24 million clusters, or 6000 far from each other. */
 export const MAX_PASSES = 1000;
@@ -45,6 +46,47 @@ export class CheckPage {
     return this.#references.byteLength - before;
   }
 
+  /** As add(), for clusters [from, to) of the page. */
+  addRun(from: number, to: number, references: number): number {
+    const counters = this.#references;
+    const top = 255 - references; // wider counters take it as well
+    let i = from;
+    for (; i < to && (counters[i] as number) <= top; i++) counters[i] = (counters[i] as number) + references;
+    let grown = 0;
+    for (; i < to; i++) grown += this.add(i, references);
+    return grown;
+  }
+
+  /** Whether the refcounts of clusters [from, to) are one. @returns the first of which that is not so, `to` when it is so of all */
+  notAlone(from: number, to: number): number {
+    const counters = this.#refcounts;
+    let i = from;
+    while (i < to && counters[i] === 1) i++;
+    return i;
+  }
+
+  /** Whether the refcounts of clusters [from, to) are other than one. @returns as notAlone() */
+  alone(from: number, to: number): number {
+    const counters = this.#refcounts;
+    let i = from;
+    while (i < to && counters[i] !== 1) i++;
+    return i;
+  }
+
+  /** Sets refcounts of clusters [from, to) from a block, where the first of these has the index `at`. @returns bytes that the page has grown by */
+  setRefcounts(from: number, to: number, block: Uint8Array, order: number, at: number): number {
+    const counters = this.#refcounts;
+    let i = from;
+    for (; i < to; i++) {
+      const refcount = getRefcount(block, order, at + i - from);
+      if (refcount > 255) break;
+      counters[i] = refcount;
+    }
+    let grown = 0;
+    for (; i < to; i++) grown += this.setRefcount(i, getRefcount(block, order, at + i - from));
+    return grown;
+  }
+
   setRefcount(index: number, refcount: number): number {
     if (refcount <= 255 || refcount <= maxOf(this.#refcounts)) {
       this.#refcounts[index] = refcount;
@@ -55,6 +97,12 @@ export class CheckPage {
     this.#refcounts[index] = Math.min(refcount, TOP);
     return this.#refcounts.byteLength - before;
   }
+}
+
+/** Whether one of the refcounts [from, to) of a block is not 0. */
+function hasAny(block: Uint8Array, order: number, from: number, to: number): boolean {
+  for (let i = from; i < to; i++) if (getRefcount(block, order, i) !== 0) return true;
+  return false;
 }
 
 function maxOf(counters: Counters): number {
@@ -87,11 +135,28 @@ export class CheckPages extends PassPages<CheckPage> {
     if (grown > 0) this.grew(grown);
   }
 
-  setRefcount(cluster: number, refcount: number): void {
-    const page = this.page(cluster);
-    if (page === undefined) return;
-    const grown = page.setRefcount(cluster - page.first, refcount);
-    if (grown > 0) this.grew(grown);
+  /** Counts references to clusters that follow each other. */
+  addRun(first: number, count: number, references: number): void {
+    for (let cluster = first; cluster < first + count; ) {
+      const page = this.page(cluster);
+      const from = cluster % PAGE;
+      const to = Math.min(PAGE, from + first + count - cluster);
+      if (page !== undefined) this.grew(page.addRun(from, to, references));
+      cluster += to - from;
+    }
+  }
+
+  /** Takes refcounts from a block that begins with those of cluster `first`: `count` of them. Where all are 0 no page is made. */
+  setRefcounts(first: number, count: number, block: Uint8Array, order: number): void {
+    for (let at = 0; at < count; ) {
+      const from = (first + at) % PAGE;
+      const to = Math.min(PAGE, from + count - at);
+      if (hasAny(block, order, at, at + to - from)) {
+        const page = this.page(first + at);
+        if (page !== undefined) this.grew(page.setRefcounts(from, to, block, order, at));
+      }
+      at += to - from;
+    }
   }
 
   /** References to a cluster; undefined when it is not of this pass. */

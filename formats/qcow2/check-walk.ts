@@ -14,10 +14,12 @@ import {
   getU32,
   hostOffset,
   OFFSET_LOW,
+  runLength,
   ZERO_BIT,
 } from './l2.ts';
+import { PAGE_CLUSTERS } from './pass-pages.ts';
 import { PointerTable } from './pointer-table.ts';
-import { getRefcount } from './refcount-codec.ts';
+import { scanTables } from './table-scan.ts';
 
 /** Bits of a standard L2 entry that the format reserves. */
 const L2_RESERVED_HIGH = 0x3f000000;
@@ -55,10 +57,6 @@ export class CheckWalk {
   rebuild: boolean;
   /** Only the first pass reports what every pass meets. */
   #first = true;
-  #l2Buffer: Uint8Array;
-  #l2Start = 0;
-  #l2Length = 0;
-
   readonly #deep: boolean;
 
   /** @param deep also look for what QEMU does not count */
@@ -70,7 +68,6 @@ export class CheckWalk {
     this.#fileSize = subject.storage.size;
     this.#external = (subject.header.incompatibleFeatures.low & INCOMPATIBLE.DATA_FILE) !== 0;
     this.rebuild = subject.refcountTableGone;
-    this.#l2Buffer = new Uint8Array(Math.max(READ_AHEAD, subject.header.geometry.clusterSize));
   }
 
   /** Clusters of the file, the last one perhaps in part. */
@@ -188,31 +185,31 @@ export class CheckWalk {
   async #loadRefcounts(): Promise<void> {
     const { refcountTable, header, storage } = this.subject;
     const { clusterSize, refcountsPerBlock, refcountOrder } = header.geometry;
-    const bytes = new Uint8Array(clusterSize);
-    for (let index = 0; index < refcountTable.entries; index++) {
-      const first = index * refcountsPerBlock;
-      if (first > this.fileClusters) break;
+    const blocks: { readonly index: number; readonly offset: number }[] = [];
+    for (let index = 0; index < refcountTable.entries && index * refcountsPerBlock <= this.fileClusters; index++) {
       const offset = refcountTable.target(index);
-      if (offset === 0) continue;
-      if (offset < 0) {
-        this.brokenBlocks.add(index);
-        continue;
-      }
-      if (offset >= this.#fileSize) continue;
-      bytes.fill(0);
-      try {
-        await storage.readv(offset, IoVec.of(bytes, 0, Math.min(clusterSize, this.#fileSize - offset)));
-      } catch (error) {
-        this.#unreadable(`the refcount block at ${hex(offset)} cannot be read`, error);
-        this.brokenBlocks.add(index);
-        continue;
-      }
-      const end = Math.min(refcountsPerBlock, this.fileClusters + 1 - first);
-      for (let i = 0; i < end; i++) {
-        const refcount = getRefcount(bytes, refcountOrder, i);
-        if (refcount !== 0) this.pages.setRefcount(first + i, refcount);
-      }
+      if (offset < 0) this.brokenBlocks.add(index);
+      else if (offset !== 0 && offset < this.#fileSize) blocks.push({ index, offset });
     }
+    blocks.sort((a, b) => a.offset - b.offset);
+    const indexAt = (i: number): number => (blocks[i] as (typeof blocks)[0]).index;
+    await scanTables(
+      storage,
+      blocks.map(({ offset }) => offset),
+      clusterSize,
+      {
+        visit: (bytes, _offset, i) => {
+          const first = indexAt(i) * refcountsPerBlock;
+          const count = Math.min(refcountsPerBlock, this.fileClusters + 1 - first);
+          this.pages.setRefcounts(first, count, bytes, refcountOrder);
+          return undefined;
+        },
+        unreadable: (error, offset, i) => {
+          this.#unreadable(`the refcount block at ${hex(offset)} cannot be read`, error);
+          this.brokenBlocks.add(indexAt(i));
+        },
+      },
+    );
   }
 
   /** After all else: a block that something else refers to as well is not one that can be trusted. */
@@ -319,49 +316,46 @@ export class CheckWalk {
   async #l2Tables(visitor: L2Visitor | undefined): Promise<void> {
     const { clusterSize } = this.subject.header.geometry;
     const clusters = this.tables.clusters();
-    for (let i = 0; i < clusters.length; i++) {
-      const cluster = clusters[i] as number;
-      const all = this.tables.all(cluster);
-      this.pages.add(cluster, all);
-      const bytes = await this.#readTable(cluster * clusterSize, clusters, i);
-      if (bytes === undefined) continue;
-      this.#l2Entries(bytes, cluster * clusterSize, all, this.tables.active(cluster), visitor);
-      const waiting = visitor?.after?.();
-      if (waiting !== undefined) await waiting;
-    }
-  }
-
-  /** The bytes of an L2 table; reads those that follow it closely along with it. */
-  async #readTable(offset: number, clusters: Float64Array, index: number): Promise<Uint8Array | undefined> {
-    const { clusterSize } = this.subject.header.geometry;
-    if (offset < this.#l2Start || offset + clusterSize > this.#l2Start + this.#l2Length) {
-      let last = index;
-      const fits = (i: number) => (clusters[i] as number) * clusterSize + clusterSize - offset <= this.#l2Buffer.length;
-      const near = (i: number) => (clusters[i] as number) - (clusters[i - 1] as number) <= 4;
-      while (last + 1 < clusters.length && fits(last + 1) && near(last + 1)) last++;
-      const length = (clusters[last] as number) * clusterSize + clusterSize - offset;
-      this.#l2Length = 0;
-      this.#l2Buffer.fill(0, 0, length);
-      try {
-        const inFile = Math.min(length, this.#fileSize - offset);
-        await this.subject.storage.readv(offset, IoVec.of(this.#l2Buffer, 0, inFile));
-      } catch (error) {
+    const offsets = clusters.map((cluster) => cluster * clusterSize);
+    await scanTables(this.subject.storage, offsets, clusterSize, {
+      visit: (bytes, offset) => {
+        const cluster = offset / clusterSize;
+        this.pages.add(cluster, this.tables.all(cluster));
+        this.#l2Entries(bytes, offset, this.tables.all(cluster), this.tables.active(cluster), visitor);
+        return visitor?.after?.();
+      },
+      unreadable: (error, offset) => {
+        this.pages.add(offset / clusterSize, this.tables.all(offset / clusterSize));
         this.#unreadable(`an L2 table at ${hex(offset)} cannot be read`, error);
-        return undefined;
-      }
-      this.#l2Start = offset;
-      this.#l2Length = length;
-    }
-    return this.#l2Buffer.subarray(offset - this.#l2Start, offset - this.#l2Start + clusterSize);
+      },
+    });
   }
 
   #l2Entries(bytes: Uint8Array, at: number, all: number, active: number, visitor: L2Visitor | undefined): void {
     const { clusterSize, entrySize, extendedL2, compressedOffsetBits, version } = this.subject.header.geometry;
     const result = this.#result;
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+    const runs = !extendedL2 && !this.#external && visitor === undefined;
     let next = 0;
     for (let i = 0; i < clusterSize; i += entrySize) {
-      const high = getU32(bytes, i);
-      const low = getU32(bytes, i + 4);
+      const high = view.getUint32(i);
+      const low = view.getUint32(i + 4);
+      if (runs) {
+        const count = this.#plainRun(view, i, high, low);
+        if (count > 0) {
+          const offset = hostOffset(high, low);
+          if (this.#first && active > 0) {
+            result.allocatedClusters += active * count;
+            if (next !== 0 && offset !== next) result.fragmentedClusters += active;
+            next = offset + count * clusterSize;
+          }
+          const first = offset / clusterSize;
+          this.pages.addRun(first, count, all);
+          if (active > 0) this.#copiedRun(first, count, (high & COPIED) !== 0, active, at + i);
+          i += (count - 1) * entrySize;
+          continue;
+        }
+      }
       const allocation = extendedL2 ? getU32(bytes, i + 12) : 0;
       if (high === 0 && low === 0) {
         if (allocation !== 0) this.#corrupt(all, `the L2 entry at ${hex(at + i)} maps subclusters of no cluster`);
@@ -413,6 +407,36 @@ export class CheckWalk {
       }
       if (active > 0) this.#copied(offset, (high & COPIED) !== 0, inside, active, at + i);
       if (inside && this.#first) visitor?.data(offset, at + i);
+    }
+  }
+
+  /**
+   * How many entries from byte `at` on are nothing unusual, map clusters that follow each other in the file, and agree in their flags: what
+   * most entries are. 0 when the first is none of these.
+   */
+  #plainRun(view: DataView, at: number, high: number, low: number): number {
+    const { clusterSize, version } = this.subject.header.geometry;
+    if ((high & (COMPRESSED_BIT | L2_RESERVED_HIGH)) !== 0) return 0;
+    if ((low & (clusterSize - 1) & ~ZERO_BIT) !== 0 || ((low & ZERO_BIT) !== 0 && version === 2)) return 0;
+    const offset = hostOffset(high, low);
+    if (offset === 0) return 0;
+    const count = runLength(view, at, high, low, clusterSize);
+    return offset + count * clusterSize - this.#fileSize < clusterSize ? count : 0;
+  }
+
+  /** Compares COPIED with the refcounts of clusters that follow each other inside the file. */
+  #copiedRun(first: number, count: number, copied: boolean, active: number, at: number): void {
+    for (let cluster = first; cluster < first + count; ) {
+      const page = this.pages.page(cluster);
+      const stop = Math.min(first + count, cluster - (cluster % PAGE_CLUSTERS) + PAGE_CLUSTERS);
+      if (page !== undefined) {
+        for (let i = cluster - page.first; i < stop - page.first; i++) {
+          i = copied ? page.notAlone(i, stop - page.first) : page.alone(i, stop - page.first);
+          if (i >= stop - page.first) break;
+          if (!this.isBroken(page.first + i)) this.#mismatch(copied, active, at + (page.first + i - first) * 8);
+        }
+      }
+      cluster = stop;
     }
   }
 

@@ -1,14 +1,14 @@
 import { ImageError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
 import { alignDown, alignUp } from '../core/units.ts';
-import { COMPRESSED_BIT, COPIED, getU32, hostOffset, setU32 } from './l2.ts';
+import { COMPRESSED_BIT, COPIED, hostOffset, runLength } from './l2.ts';
 import type { PointerTable } from './pointer-table.ts';
-import { readBytes } from './refcount.ts';
 import { getRefcount } from './refcount-codec.ts';
+import { scanTables } from './table-scan.ts';
 import type { WriteState } from './write-state.ts';
 
 const SECTOR = 512;
-/** Tables that are read and written at once. */
+/** Writes in flight while tables are changed. */
 const DEPTH = 8;
 
 /**
@@ -17,22 +17,59 @@ const DEPTH = 8;
  * The tables are written around the cache, whose slices of them must be clean; it forgets them. No writer may be active.
  */
 export async function clearCopied(state: WriteState, tables: readonly number[]): Promise<void> {
-  let next = 0;
-  let failed = false;
-  const worker = async () => {
-    while (next < tables.length && !failed) {
-      const table = tables[next++] as number;
-      try {
-        const bytes = await readTable(state, table);
-        await writeChanged(state, table, bytes, withoutCopied(bytes, state.parts.geometry.entrySize));
-      } catch (error) {
-        failed = true;
-        throw error;
-      }
+  const { entrySize } = state.parts.geometry;
+  await changeTables(state, tables, (bytes) => withoutCopied(bytes, entrySize));
+}
+
+/** Reads tables, and writes what `change` made of them, several at a time. */
+async function changeTables(
+  state: WriteState,
+  tables: readonly number[],
+  change: (bytes: Uint8Array, table: number) => Changed | undefined | Promise<Changed | undefined>,
+): Promise<void> {
+  const { storage, geometry, slices } = state.parts;
+  const offsets = Float64Array.from(tables).sort();
+  for (const table of offsets) refuseOutside(state, table);
+  const writes = new Set<Promise<void>>();
+  let failure: { readonly error: unknown } | undefined;
+  const write = (bytes: Uint8Array, table: number, { from, to }: Changed): void => {
+    const start = alignDown(from, SECTOR);
+    if (storage.tryWritev(table + start, IoVec.of(bytes, start, alignUp(to, SECTOR) - start))) {
+      slices.forget(table / geometry.sliceSize, geometry.slicesPerCluster);
+      return;
     }
+    const sectors = bytes.slice(start, alignUp(to, SECTOR)); // what the table was read into is read into again
+    const work = writeSectors(state, table, start, sectors).then(
+      () => void writes.delete(work),
+      (error: unknown) => {
+        failure ??= { error };
+        writes.delete(work);
+      },
+    );
+    writes.add(work);
   };
-  const workers = Array.from({ length: Math.min(DEPTH, tables.length) }, worker);
-  for (const result of await Promise.allSettled(workers)) if (result.status === 'rejected') throw result.reason;
+  try {
+    await scanTables(storage, offsets, geometry.clusterSize, {
+      visit: (bytes, table) => {
+        const changed = change(bytes, table);
+        if (changed === undefined) return undefined;
+        if (changed instanceof Promise || writes.size >= DEPTH) {
+          return (async () => {
+            const range = await changed;
+            if (range === undefined) return;
+            while (writes.size >= DEPTH) await Promise.race(writes);
+            if (failure !== undefined) throw failure.error;
+            write(bytes, table, range);
+          })();
+        }
+        write(bytes, table, changed);
+        return undefined;
+      },
+    });
+  } finally {
+    await Promise.all(writes);
+  }
+  if (failure !== undefined) throw failure.error;
 }
 
 /** Clears COPIED in a table's bytes. @returns the first and last byte that changed, plus one; undefined when none did */
@@ -62,95 +99,124 @@ export async function restoreCopied(state: WriteState): Promise<void> {
     for (let index = 0; index < l1.entries; index++) {
       const table = l1.checkedTarget(index);
       if (table === 0) continue;
-      const alone = (await counts.at(table / geometry.clusterSize)) === 1;
+      const cluster = table / geometry.clusterSize;
+      if (!counts.has(cluster)) await counts.load(cluster);
+      const alone = counts.at(cluster) === 1;
       if (l1.copied(index) !== alone) l1.set(index, table, alone);
-      await restoreTable(state, table, counts);
     }
+    await changeTables(state, tablesOf(l1), (bytes) => withCopied(bytes, 0, undefined, geometry, counts));
   } finally {
     counts.release();
   }
 }
 
-async function restoreTable(state: WriteState, table: number, counts: CountReader): Promise<void> {
-  const { clusterSize, entrySize } = state.parts.geometry;
-  const bytes = await readTable(state, table);
-  let changed: Changed | undefined;
-  for (let at = 0; at < clusterSize; at += entrySize) {
-    const high = getU32(bytes, at);
-    const low = getU32(bytes, at + 4);
+/** Sets COPIED in a table's bytes from `start` on; goes on later when it has to wait for refcounts. */
+function withCopied(
+  bytes: Uint8Array,
+  start: number,
+  before: Changed | undefined,
+  geometry: WriteState['parts']['geometry'],
+  counts: CountReader,
+): Changed | undefined | Promise<Changed | undefined> {
+  const { clusterSize, entrySize } = geometry;
+  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  let from = before?.from ?? -1;
+  let to = before?.to ?? -1;
+  for (let at = start; at < bytes.length; ) {
+    const high = view.getUint32(at);
+    const low = view.getUint32(at + 4);
     const offset = hostOffset(high, low);
-    let alone = false;
-    if ((high & COMPRESSED_BIT) === 0 && offset !== 0) {
-      const cluster = Math.floor(offset / clusterSize);
-      const value = counts.tryAt(cluster);
-      alone = (value < 0 ? await counts.at(cluster) : value) === 1;
+    if ((high & COMPRESSED_BIT) !== 0 || offset === 0) {
+      if ((high & COPIED) !== 0) {
+        view.setUint32(at, (high & ~COPIED) >>> 0);
+        if (from < 0) from = at;
+        to = at + entrySize;
+      }
+      at += entrySize;
+      continue;
     }
-    if (alone === ((high & COPIED) !== 0)) continue;
-    setU32(bytes, at, (alone ? high | COPIED : high & ~COPIED) >>> 0);
-    changed = { from: changed?.from ?? at, to: at + entrySize };
+    const first = Math.floor(offset / clusterSize);
+    if (!counts.has(first)) {
+      const changed = from < 0 ? undefined : { from, to };
+      return counts.load(first).then(() => withCopied(bytes, at, changed, geometry, counts));
+    }
+    // Entries that map clusters in a row agree in their flag: only those with another refcount are looked at again.
+    const run = entrySize === 8 ? runLength(view, at, high, low, clusterSize) : 1;
+    const count = Math.min(run, counts.end - first);
+    const copied = (high & COPIED) !== 0;
+    const other = (copied ? high & ~COPIED : high | COPIED) >>> 0;
+    for (let i = 0; i < count; i++) {
+      if ((counts.at(first + i) === 1) === copied) continue;
+      view.setUint32(at + i * entrySize, other);
+      if (from < 0) from = at + i * entrySize;
+      to = at + (i + 1) * entrySize;
+    }
+    at += count * entrySize;
   }
-  await writeChanged(state, table, bytes, changed);
+  return from < 0 ? undefined : { from, to };
 }
 
-/** Refcounts one after the other: neighbours, which are the rule, are found without a look-up or a wait. */
+/** Refcounts of one slice at a time: neighbours, which are the rule, are found without a look-up or a wait. Nobody changes refcounts meanwhile. */
 class CountReader {
   readonly #state: WriteState;
+  readonly #order: number;
   #slice = -1;
+  #first = 0;
+  /** Cluster behind the last whose refcount is at hand. */
+  end = 0;
+  #bytes: Uint8Array | undefined;
 
   constructor(state: WriteState) {
     this.#state = state;
+    this.#order = state.parts.geometry.refcountOrder;
   }
 
-  /** A refcount when it is in the slice used last, else -1. */
-  tryAt(cluster: number): number {
+  /** Whether a cluster's refcount is at hand. */
+  has(cluster: number): boolean {
+    return cluster >= this.#first && cluster < this.end;
+  }
+
+  /** The refcount of a cluster that is at hand. */
+  at(cluster: number): number {
+    return this.#bytes === undefined ? 0 : getRefcount(this.#bytes, this.#order, cluster - this.#first);
+  }
+
+  async load(cluster: number): Promise<void> {
     const { refcounts, slices, geometry } = this.#state.parts;
-    const slice = refcounts.sliceOf(cluster);
-    if (slice < 0) return 0;
-    if (slice !== this.#slice) return -1;
-    return getRefcount(slices.peek(slice) as Uint8Array, geometry.refcountOrder, cluster % geometry.refcountsPerSlice);
-  }
-
-  async at(cluster: number): Promise<number> {
-    const { refcounts, slices } = this.#state.parts;
-    const slice = refcounts.sliceOf(cluster);
-    if (slice >= 0 && slice !== this.#slice) {
-      this.release();
+    this.release();
+    const slice = await refcounts.ready(cluster);
+    if (slice >= 0) {
       await slices.hold(slice, 'refcount');
       this.#slice = slice;
+      this.#bytes = slices.peek(slice);
     }
-    return this.tryAt(cluster);
+    this.#first = cluster - (cluster % geometry.refcountsPerSlice);
+    this.end = this.#first + geometry.refcountsPerSlice;
   }
 
   release(): void {
     if (this.#slice >= 0) this.#state.parts.slices.unhold(this.#slice);
     this.#slice = -1;
+    this.#bytes = undefined;
+    this.end = 0;
   }
 }
 
-async function readTable(state: WriteState, table: number): Promise<Uint8Array> {
+function refuseOutside(state: WriteState, table: number): void {
   const { storage, geometry } = state.parts;
-  if (table + geometry.clusterSize > storage.size) {
-    throw new ImageError('CORRUPT', 'an L2 table is outside the file', {
-      path: storage.path,
-      field: 'L1 table',
-      offset: table,
-    });
-  }
-  return readBytes(storage, table, geometry.clusterSize);
+  if (table + geometry.clusterSize <= storage.size) return;
+  throw new ImageError('CORRUPT', 'an L2 table is outside the file', {
+    path: storage.path,
+    field: 'L1 table',
+    offset: table,
+  });
 }
 
-/** Writes the sectors that changed, in one piece. */
-async function writeChanged(
-  state: WriteState,
-  table: number,
-  bytes: Uint8Array,
-  changed: Changed | undefined,
-): Promise<void> {
-  if (changed === undefined) return;
+/** Writes the sectors of a table that changed. */
+async function writeSectors(state: WriteState, table: number, start: number, sectors: Uint8Array): Promise<void> {
   const { storage, slices, geometry } = state.parts;
-  const from = alignDown(changed.from, SECTOR);
   try {
-    await storage.writev(table + from, IoVec.of(bytes, from, alignUp(changed.to, SECTOR) - from));
+    await storage.writev(table + start, IoVec.of(sectors));
   } finally {
     slices.forget(table / geometry.sliceSize, geometry.slicesPerCluster);
   }

@@ -5,11 +5,12 @@ import { readBitmapDirectory } from './bitmaps.ts';
 import { AUTOCLEAR } from './features.ts';
 import type { Geometry } from './geometry.ts';
 import type { Qcow2Header } from './header.ts';
-import { COMPRESSED_BIT, compressedLength, compressedOffset, getU32, hostOffset } from './l2.ts';
+import { COMPRESSED_BIT, compressedLength, compressedOffset, getU32, hostOffset, OFFSET_LOW, runLength } from './l2.ts';
 import { PointerTable } from './pointer-table.ts';
 import { readBytes } from './refcount.ts';
 import { ReferenceCounts } from './reference-counts.ts';
 import { checkSnapshotL1, type SnapshotTable } from './snapshot.ts';
+import { scanTables } from './table-scan.ts';
 
 /** Compressed data is counted by sectors: the last one may stick out of the file. */
 const TOLERANCE = 1;
@@ -58,7 +59,7 @@ export async function countReferences(image: CountedImage): Promise<ReferenceCou
     };
     collect(await PointerTable.load(storage, options), tables);
   }
-  for (const [offset, references] of tables) await counter.l2Table(offset, references);
+  await counter.l2Tables(tables);
   return counts;
 }
 
@@ -84,7 +85,7 @@ export async function countThroughL1(
   const counter = new Counter(image, counts);
   const tables = new Map<number, number>();
   collect(l1, tables);
-  for (const [offset, references] of tables) await counter.l2Table(offset, references);
+  await counter.l2Tables(tables);
   return counts;
 }
 
@@ -127,23 +128,37 @@ class Counter {
     }
   }
 
-  /** Counts an L2 table and all it refers to, as often as it is referred to itself. */
-  async l2Table(offset: number, references: number): Promise<void> {
+  /** Counts L2 tables and all they refer to, as often as they are referred to themselves. */
+  async l2Tables(tables: ReadonlyMap<number, number>): Promise<void> {
+    const { clusterSize } = this.#geometry;
+    const offsets = Float64Array.from(tables.keys()).sort();
+    for (const offset of offsets) this.#clusters(offset, clusterSize, tables.get(offset) as number, offset);
+    await scanTables(this.#image.storage, offsets, clusterSize, {
+      visit: (bytes, offset) => {
+        this.#l2Table(bytes, offset, tables.get(offset) as number);
+        return undefined;
+      },
+    });
+  }
+
+  #l2Table(bytes: Uint8Array, offset: number, references: number): void {
     const { clusterSize, entrySize, compressedOffsetBits } = this.#geometry;
-    this.#clusters(offset, clusterSize, references, offset);
-    const bytes = await readBytes(this.#image.storage, offset, clusterSize);
+    const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
     for (let at = 0; at < bytes.length; at += entrySize) {
-      const high = getU32(bytes, at);
-      const low = getU32(bytes, at + 4);
+      const high = view.getUint32(at);
+      const low = view.getUint32(at + 4);
       if ((high & COMPRESSED_BIT) !== 0) {
         const start = compressedOffset(high, low, compressedOffsetBits);
         this.#clusters(start, compressedLength(high, low, compressedOffsetBits), references, offset + at);
-      } else {
-        const target = hostOffset(high, low);
-        if (target === 0) continue;
-        if (target % clusterSize !== 0) this.#fail('an L2 entry is not aligned to a cluster', 'L2 table', offset + at);
-        this.#clusters(target, clusterSize, references, offset + at);
+        continue;
       }
+      const target = hostOffset(high, low);
+      if (target === 0) continue;
+      if ((low & OFFSET_LOW & (clusterSize - 1)) !== 0)
+        this.#fail('an L2 entry is not aligned to a cluster', 'L2 table', offset + at);
+      const count = entrySize === 8 ? runLength(view, at, high, low, clusterSize) : 1;
+      if (!this.#counts.add(target / clusterSize, count, references)) this.#outside(offset + at, 'L2 table');
+      at += (count - 1) * entrySize;
     }
   }
 

@@ -70,3 +70,16 @@ export function setCompressedEntry(
   setU32(bytes, at, high);
   setU32(bytes, at + 4, offset % TWO_32);
 }
+
+/**
+ * How many standard entries of 8 bytes, from byte `at` on, map clusters that follow each other and agree in all else: what most of a table is.
+ * At least 1; of the entry at `at` only the halves are looked at.
+ */
+export function runLength(view: DataView, at: number, high: number, low: number, clusterSize: number): number {
+  let end = at + 8;
+  // Past 2^32 no entry has the expected half: another run begins.
+  for (let expected = low + clusterSize; end < view.byteLength; expected += clusterSize, end += 8) {
+    if (view.getUint32(end + 4) !== expected || view.getUint32(end) !== high) break;
+  }
+  return (end - at) / 8;
+}

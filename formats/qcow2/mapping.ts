@@ -15,6 +15,9 @@ const TOO_HIGH = 0x00e00000;
 const NEEDS_SLICE = -1;
 const BROKEN = -2;
 
+/** Slices that one call reads without waiting: each is a call of the kernel, and others want their turn. */
+const MAX_LOADS = 8;
+
 export interface MappingOptions {
   readonly geometry: Geometry;
   readonly l1: PointerTable;
@@ -94,7 +97,7 @@ export class Mapping {
     const inTable = offset - l1Index * this.#l2Coverage;
     const sliceIndex = Math.floor(inTable * this.#perSlice);
     const bytes = this.#slices.peek(table * this.#perSliceSize + sliceIndex);
-    if (bytes === undefined) return false;
+    if (bytes === undefined) return false; // perhaps it can be read without waiting: the long way tries
     const entryAt = Math.floor((inTable - sliceIndex * this.#sliceCoverage) * this.#perCluster) * 8;
     const high = getU32(bytes, entryAt);
     const low = getU32(bytes, entryAt + 4);
@@ -145,6 +148,7 @@ export class Mapping {
   }
 
   #fill(from: number, end: number, out: ExtentBuffer): number {
+    let loads = 0;
     for (let at = from; at < end; ) {
       const l1Index = Math.floor(at * this.#perL2);
       const table = this.#l1.target(l1Index);
@@ -161,7 +165,8 @@ export class Mapping {
       const inTable = at - l1Index * this.#l2Coverage;
       const sliceIndex = Math.floor(inTable * this.#perSlice);
       const slice = table * this.#perSliceSize + sliceIndex;
-      const bytes = this.#slices.peek(slice);
+      let bytes = this.#slices.peek(slice);
+      if (bytes === undefined && loads++ < MAX_LOADS) bytes = this.#slices.tryLoad(slice);
       if (bytes === undefined) {
         this.#missing = slice;
         return NEEDS_SLICE;

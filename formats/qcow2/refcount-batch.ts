@@ -1,6 +1,6 @@
 import { ImageError } from '../core/errors.ts';
 import { getRefcount, setRefcount } from './refcount-codec.ts';
-import type { ReferenceCounts } from './reference-counts.ts';
+import type { CountSpan, ReferenceCounts } from './reference-counts.ts';
 import type { WriteState } from './write-state.ts';
 
 /**
@@ -27,20 +27,13 @@ export class RefcountBatch {
    * @throws {ImageError} CORRUPT; TOO_LARGE when a count does not fit
    */
   async check(raise: boolean): Promise<void> {
-    const { geometry, refcounts, storage } = this.#state.parts;
+    const { refcountOrder, refcountMax } = this.#state.parts.geometry;
     for (const first of this.#slices()) {
-      await refcounts.visit(first, geometry.refcountsPerSlice, (cluster, value) => {
-        const references = this.#counts.get(cluster);
-        if (references === 0) return;
-        const place = { path: storage.path, field: 'refcount', offset: cluster * geometry.clusterSize };
-        if (value < references)
-          throw new ImageError('CORRUPT', 'a cluster has more references than its refcount says', place);
-        if (raise && value + references > geometry.refcountMax) {
-          throw new ImageError(
-            'TOO_LARGE',
-            `refcounts of ${geometry.refcountBits} bits cannot count another snapshot's references`,
-            { ...place, help: 'Make an image with wider refcounts (refcount_bits).' },
-          );
+      await this.#withSlice(first, (bytes) => {
+        for (const span of this.#spans(first)) {
+          const at = misfit(bytes, refcountOrder, span, first, raise ? refcountMax : Number.POSITIVE_INFINITY);
+          if (at === 0) continue;
+          throw at < 0 ? this.#tooFew(first - at - 1) : this.#tooMany(first + at - 1);
         }
       });
     }
@@ -82,44 +75,53 @@ export class RefcountBatch {
     }
   }
 
-  async #changeSlice(first: number, sign: 1 | -1): Promise<void> {
-    const { geometry, refcounts, slices, metadata, allocator } = this.#state.parts;
-    const { refcountsPerSlice, refcountOrder, clusterSize, slicesPerCluster } = geometry;
-    const slice = refcounts.sliceOf(first);
-    if (slice < 0) throw this.#wrong(first);
+  #spans(first: number) {
+    return this.#counts.spans(first, first + this.#state.parts.geometry.refcountsPerSlice);
+  }
+
+  /** Holds the slice of refcounts that begins with a cluster's; undefined where there is no block: all are 0 there. */
+  async #withSlice<T>(first: number, act: (bytes: Uint8Array | undefined, slice: number) => T): Promise<T> {
+    const { refcounts, slices } = this.#state.parts;
+    const slice = await refcounts.ready(first);
+    if (slice < 0) return act(undefined, slice);
     await slices.hold(slice, 'refcount');
     try {
-      const bytes = slices.modify(slice);
-      for (let i = 0; i < refcountsPerSlice; i++) {
-        const references = this.#counts.get(first + i);
-        if (references === 0) continue;
-        const value = getRefcount(bytes, refcountOrder, i);
-        if (value === Number.POSITIVE_INFINITY) continue;
-        const changed = value + sign * references;
-        if (changed < 0) throw this.#wrong(first + i);
-        setRefcount(bytes, refcountOrder, i, changed);
-        if (changed > 0) continue;
-        allocator.freed(first + i);
-        if (!metadata.has(first + i)) continue;
-        metadata.remove((first + i) * clusterSize, clusterSize);
-        slices.forget((first + i) * slicesPerCluster, slicesPerCluster);
-      }
+      return act(slices.peek(slice), slice);
     } finally {
       slices.unhold(slice);
     }
   }
 
+  async #changeSlice(first: number, sign: 1 | -1): Promise<void> {
+    const { refcountOrder } = this.#state.parts.geometry;
+    await this.#withSlice(first, (held, slice) => {
+      if (held === undefined) throw this.#wrong(first);
+      const bytes = this.#state.parts.slices.modify(slice);
+      const freed: number[] = [];
+      for (const span of this.#spans(first)) {
+        const below = addTo(bytes, refcountOrder, span, first, sign, freed);
+        if (below >= 0) throw this.#wrong(first + below);
+      }
+      for (const cluster of freed) this.#freed(first + cluster);
+    });
+  }
+
+  #freed(cluster: number): void {
+    const { geometry, slices, metadata, allocator } = this.#state.parts;
+    allocator.freed(cluster);
+    if (!metadata.has(cluster)) return;
+    metadata.remove(cluster * geometry.clusterSize, geometry.clusterSize);
+    slices.forget(cluster * geometry.slicesPerCluster, geometry.slicesPerCluster);
+  }
+
   /** Punches out of the file what is about to become free, while nobody can have it yet. */
   async #giveBack(first: number): Promise<void> {
-    const { geometry, refcounts, storage } = this.#state.parts;
-    const { refcountsPerSlice, clusterSize } = geometry;
+    const { geometry, storage } = this.#state.parts;
+    const { refcountOrder, clusterSize } = geometry;
     const runs: { first: number; count: number }[] = [];
-    await refcounts.visit(first, refcountsPerSlice, (cluster, value) => {
-      const references = this.#counts.get(cluster);
-      if (references === 0 || value !== references) return;
-      const last = runs[runs.length - 1];
-      if (last !== undefined && last.first + last.count === cluster) last.count++;
-      else runs.push({ first: cluster, count: 1 });
+    await this.#withSlice(first, (bytes) => {
+      if (bytes === undefined) return;
+      for (const span of this.#spans(first)) collectLast(bytes, refcountOrder, span, first, runs);
     });
     for (const run of runs) {
       await storage.discard(run.first * clusterSize, run.count * clusterSize).catch(() => false);
@@ -131,11 +133,84 @@ export class RefcountBatch {
   }
 
   #wrong(cluster: number): ImageError {
-    const { storage, geometry } = this.#state.parts;
-    return new ImageError('CORRUPT', 'a cluster that was in use has a refcount of 0', {
-      path: storage.path,
-      field: 'refcount',
-      offset: cluster * geometry.clusterSize,
+    return new ImageError('CORRUPT', 'a cluster that was in use has a refcount of 0', this.#placeOf(cluster));
+  }
+
+  #tooFew(cluster: number): ImageError {
+    return new ImageError('CORRUPT', 'a cluster has more references than its refcount says', this.#placeOf(cluster));
+  }
+
+  #tooMany(cluster: number): ImageError {
+    const { refcountBits } = this.#state.parts.geometry;
+    return new ImageError('TOO_LARGE', `refcounts of ${refcountBits} bits cannot count another snapshot's references`, {
+      ...this.#placeOf(cluster),
+      help: 'Make an image with wider refcounts (refcount_bits).',
     });
+  }
+
+  #placeOf(cluster: number) {
+    const { storage, geometry } = this.#state.parts;
+    return { path: storage.path, field: 'refcount', offset: cluster * geometry.clusterSize };
+  }
+}
+
+/**
+ * Looks whether refcounts are what references need, and can take them once more up to `max`.
+ *
+ * @returns 0 when all can; -1 - i for one that is too low, 1 + i for one that cannot, i its index in the slice
+ */
+function misfit(bytes: Uint8Array | undefined, order: number, span: CountSpan, first: number, max: number): number {
+  const { cluster, counts, from, to } = span;
+  const base = cluster - first - from;
+  for (let i = from; i < to; i++) {
+    const references = counts[i] as number;
+    if (references === 0) continue;
+    const value = bytes === undefined ? 0 : getRefcount(bytes, order, base + i);
+    if (value < references) return -1 - base - i;
+    if (value + references > max) return 1 + base + i;
+  }
+  return 0;
+}
+
+/** Adds references to refcounts, or takes them off. @param freed gets the indexes of those that are 0 then @returns the index of one too low, else -1 */
+function addTo(
+  bytes: Uint8Array,
+  order: number,
+  span: CountSpan,
+  first: number,
+  sign: 1 | -1,
+  freed: number[],
+): number {
+  const { cluster, counts, from, to } = span;
+  const base = cluster - first - from;
+  for (let i = from; i < to; i++) {
+    const references = counts[i] as number;
+    if (references === 0) continue;
+    const value = getRefcount(bytes, order, base + i);
+    if (value === Number.POSITIVE_INFINITY) continue;
+    const changed = value + sign * references;
+    if (changed < 0) return base + i;
+    setRefcount(bytes, order, base + i, changed);
+    if (changed === 0) freed.push(base + i);
+  }
+  return -1;
+}
+
+/** Collects runs of clusters that have no other references than these. */
+function collectLast(
+  bytes: Uint8Array,
+  order: number,
+  span: CountSpan,
+  first: number,
+  runs: { first: number; count: number }[],
+): void {
+  const { cluster, counts, from, to } = span;
+  const base = cluster - first - from;
+  for (let i = from; i < to; i++) {
+    const references = counts[i] as number;
+    if (references === 0 || getRefcount(bytes, order, base + i) !== references) continue;
+    const last = runs[runs.length - 1];
+    if (last !== undefined && last.first + last.count === first + base + i) last.count++;
+    else runs.push({ first: first + base + i, count: 1 });
   }
 }

@@ -68,6 +68,15 @@ export class Refcounts {
     return block / sliceSize + Math.floor((cluster - index * refcountsPerBlock) / refcountsPerSlice);
   }
 
+  /** As sliceOf(), with the slice in memory where the cache can hold it: its whole block is read at once. */
+  async ready(cluster: number): Promise<number> {
+    const slice = this.sliceOf(cluster);
+    if (slice < 0 || this.#slices.peek(slice) !== undefined) return slice;
+    const { slicesPerCluster } = this.#geometry;
+    await this.#slices.preload(slice - (slice % slicesPerCluster), slicesPerCluster);
+    return slice;
+  }
+
   async get(cluster: number): Promise<number> {
     const slice = this.sliceOf(cluster);
     if (slice < 0) return 0;

@@ -83,11 +83,55 @@ export class SliceCache {
     return bytes;
   }
 
+  /** As peek(), also with what can be read without waiting. */
+  tryLoad(slice: number): Uint8Array | undefined {
+    const known = this.peek(slice);
+    // While somebody reads it, it is theirs to put into the cache.
+    if (known !== undefined || this.#loading.has(slice)) return known;
+    const bytes = new Uint8Array(this.size);
+    if (!this.#tryRead(slice, bytes)) return undefined;
+    this.#space(slice)?.set(slice % SPACE_SLICES, bytes);
+    this.#remember(slice, bytes);
+    return bytes;
+  }
+
+  /** Reads neighbouring slices with one read, those that are not in memory. They may be evicted again at any time. */
+  async preload(first: number, count: number): Promise<void> {
+    const missing: number[] = [];
+    for (let slice = first; slice < first + count; slice++) {
+      if (this.peek(slice) === undefined && !this.#loading.has(slice)) missing.push(slice);
+    }
+    if (missing.length === 0) return;
+    const all = new Uint8Array(count * this.size);
+    const part = (slice: number) => all.slice((slice - first) * this.size, (slice - first + 1) * this.size);
+    if (this.#tryRead(first, all)) {
+      for (const slice of missing) this.#space(slice)?.set(slice % SPACE_SLICES, part(slice));
+      return;
+    }
+    const whole = this.#read(first, all);
+    // Whoever asks for one meanwhile waits for this read: nothing is changed before it is there.
+    const parts = missing.map((slice) => {
+      const mine = whole.then(() => part(slice));
+      mine.catch(() => undefined);
+      this.#loading.set(slice, mine);
+      return mine;
+    });
+    const each = (act: (slice: number) => void): void => {
+      for (const [i, slice] of missing.entries()) if (this.#loading.get(slice) === parts[i]) act(slice);
+    };
+    try {
+      await whole;
+      each((slice) => this.#space(slice)?.set(slice % SPACE_SLICES, part(slice)));
+    } finally {
+      each((slice) => this.#loading.delete(slice));
+    }
+  }
+
   /** Reads a slice into memory, where it may be evicted again at any time. */
   async load(slice: number): Promise<Uint8Array> {
-    const known = this.peek(slice) ?? this.#loading.get(slice);
+    const known = this.tryLoad(slice) ?? this.#loading.get(slice);
     if (known !== undefined) return known;
-    const loading = this.#read(slice);
+    const loading = this.#read(slice, new Uint8Array(this.size));
     this.#loading.set(slice, loading);
     try {
       const bytes = await loading;
@@ -262,10 +306,14 @@ export class SliceCache {
     this.#spaces.length = 0;
   }
 
-  async #read(slice: number): Promise<Uint8Array> {
-    const bytes = new Uint8Array(this.size);
-    const offset = slice * this.size;
-    // Tables outside the file read as zeros.
+  /** Fills `bytes` from the first of its slices on, if that needs no waiting. Tables outside the file read as zeros. */
+  #tryRead(first: number, bytes: Uint8Array): boolean {
+    const offset = first * this.size;
+    return offset >= this.#storage.size || this.#storage.tryReadv(offset, IoVec.of(bytes));
+  }
+
+  async #read(first: number, bytes: Uint8Array): Promise<Uint8Array> {
+    const offset = first * this.size;
     if (offset < this.#storage.size) await this.#storage.readv(offset, IoVec.of(bytes));
     return bytes;
   }

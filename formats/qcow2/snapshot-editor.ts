@@ -109,6 +109,7 @@ export class SnapshotEditor {
       return async () => {
         await leases.quiesced();
         await batch.lower();
+        await this.#restoreCopied();
       };
     });
   }
@@ -130,10 +131,14 @@ export class SnapshotEditor {
       const target = await this.#loadL1(snapshot);
       const tables = tablesOf(target);
       this.#refuseMetadata(tables, snapshot);
-      const gained = this.#batch(await countThroughL1(this.#counted, target));
-      const lost = this.#batch(await this.#countWhole(l1));
-      await gained.check(true);
+      const gains = await countThroughL1(this.#counted, target);
+      const losses = await this.#countWhole(l1);
+      const [gained, lost] = [this.#batch(gains), this.#batch(losses)];
+      await gained.check(false);
       await lost.check(false);
+      // What both have keeps its refcount: the snapshot goes on to refer to it as well.
+      gains.cancel(losses);
+      await gained.check(true);
       const bytes = new Uint8Array(divideUp(entries * 8, geometry.clusterSize) * geometry.clusterSize);
       bytes.set(target.copy());
       clearHighBits(bytes);
@@ -152,6 +157,7 @@ export class SnapshotEditor {
       switched();
       return async () => {
         await leases.quiesced();
+        // All that is mapped now is shared with the snapshot: no entry gets COPIED back.
         await lost.lower();
       };
     });
@@ -265,20 +271,18 @@ export class SnapshotEditor {
     } catch (error) {
       await this.#settled(async () => {
         for (const step of undo.reverse()) await step();
+        await this.#restoreCopied();
       });
       throw error;
     }
     await this.#settled(release);
   }
 
-  /** Lets go of what is not needed, puts COPIED right, and takes the mark away: all as far as it goes. */
+  /** Lets go of what is not needed and takes the mark away: as far as it goes. */
   async #settled(release: (() => Promise<void>) | undefined): Promise<void> {
-    const { state } = this.#host;
     try {
       if (release !== undefined) {
         await release();
-        await this.#host.quiet();
-        await state.change(() => restoreCopied(state));
       }
       await this.#host.quiet();
       await this.#mark(false);
@@ -286,6 +290,13 @@ export class SnapshotEditor {
       if (error instanceof LunetteError) return;
       throw error;
     }
+  }
+
+  /** Gives COPIED back where the refcount, once that is durable, is one. */
+  async #restoreCopied(): Promise<void> {
+    const { state } = this.#host;
+    await this.#host.quiet();
+    await state.change(() => restoreCopied(state));
   }
 
   /** Sets or clears the dirty bit, durably, where the version has one. */

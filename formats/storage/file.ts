@@ -120,6 +120,7 @@ export class FileStorage implements Storage {
   tryWritev(offset: number, iov: IoVec): boolean {
     if (!this.#inMemory || this.readOnly) return false;
     if (iov.byteLength > MAX_MEMORY_TRANSFER || offset + iov.byteLength > this.#size) return false;
+    this.#sync.wrote();
     try {
       let done = 0;
       for (let i = 0; i < iov.count; i++) {
@@ -149,26 +150,26 @@ export class FileStorage implements Storage {
       this.#refreshSize();
       throw this.#wrap(error, 'writing', offset);
     } finally {
-      this.#lifetime.leave();
+      this.#leaveWrite();
     }
   }
 
   /** Node has no fallocate. */
   async writeZeroes(offset: number, _length: number, _unmap: boolean): Promise<boolean> {
     this.#enterWrite(offset);
-    this.#lifetime.leave();
+    this.#leaveWrite();
     return false;
   }
 
   async discard(offset: number, _length: number): Promise<boolean> {
     this.#enterWrite(offset);
-    this.#lifetime.leave();
+    this.#leaveWrite();
     return false;
   }
 
   async copyFrom(_source: Storage, _sourceOffset: number, offset: number, _length: number): Promise<number> {
     this.#enterWrite(offset);
-    this.#lifetime.leave();
+    this.#leaveWrite();
     return 0;
   }
 
@@ -189,7 +190,7 @@ export class FileStorage implements Storage {
     } catch (error) {
       throw this.#wrap(error, 'resizing', size);
     } finally {
-      this.#lifetime.leave();
+      this.#leaveWrite();
     }
   }
 
@@ -229,6 +230,11 @@ export class FileStorage implements Storage {
     } catch (error) {
       throw this.#wrap(error, 'syncing', undefined);
     }
+  }
+
+  #leaveWrite(): void {
+    this.#sync.wrote();
+    this.#lifetime.leave();
   }
 
   #enterWrite(offset: number): void {

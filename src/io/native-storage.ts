@@ -156,6 +156,7 @@ export class NativeStorage implements Storage {
 
   tryWritev(offset: number, iov: IoVec): boolean {
     const length = iov.byteLength;
+    this.#sync.wrote();
     switch (this.#writeMode) {
       case WRITE_NO_WAIT: {
         if (length > MAX_WRITE_NOW || offset + length > this.#size) return false;
@@ -196,7 +197,7 @@ export class NativeStorage implements Storage {
       }
       this.#size = Math.max(this.#size, offset + length);
     } finally {
-      this.#lifetime.leave();
+      this.#leaveWrite();
     }
   }
 
@@ -207,7 +208,7 @@ export class NativeStorage implements Storage {
       if (this.#file.isDevice) return await this.#zeroDevice(offset, length, unmap);
       return unmap ? await this.#zeroByPunching(offset, length) : await this.#zeroAllocated(offset, length);
     } finally {
-      this.#lifetime.leave();
+      this.#leaveWrite();
     }
   }
 
@@ -222,7 +223,7 @@ export class NativeStorage implements Storage {
       const end = alignDown(offset + this.#inside(offset, length), this.#blockSize);
       return await this.#supported('discarding in', operations.deviceDiscard, start, end - start);
     } finally {
-      this.#lifetime.leave();
+      this.#leaveWrite();
     }
   }
 
@@ -250,7 +251,7 @@ export class NativeStorage implements Storage {
       }
       return total;
     } finally {
-      this.#lifetime.leave();
+      this.#leaveWrite();
     }
   }
 
@@ -275,7 +276,7 @@ export class NativeStorage implements Storage {
       if (result < 0) throw this.#failure(result, 'resizing', 'ftruncate', size);
       this.#size = size;
     } finally {
-      this.#lifetime.leave();
+      this.#leaveWrite();
     }
   }
 
@@ -380,6 +381,11 @@ export class NativeStorage implements Storage {
     } finally {
       this.#lifetime.leave();
     }
+  }
+
+  #leaveWrite(): void {
+    this.#sync.wrote();
+    this.#lifetime.leave();
   }
 
   #enterWrite(offset: number): void {

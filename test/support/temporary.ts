@@ -8,9 +8,9 @@ import type { TestContext } from 'node:test';
 /** What a maker needs of a test: something that runs when the test ends. Suites pass `{ after }` of node:test. */
 export type Cleanup = Pick<TestContext, 'after'>;
 
-/** Makes an empty directory under os.tmpdir(), removed with all it holds when the test ends. */
-export async function temporaryDirectory(t: Cleanup): Promise<string> {
-  const path = await mkdtemp(join(tmpdir(), 'lunette-test-'));
+/** Makes an empty directory under `parent` (default os.tmpdir()), removed with all it holds when the test ends. */
+export async function temporaryDirectory(t: Cleanup, parent = tmpdir()): Promise<string> {
+  const path = await mkdtemp(join(parent, 'lunette-test-'));
   t.after(() => rm(path, { recursive: true, force: true }));
   return path;
 }

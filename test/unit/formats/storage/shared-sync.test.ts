@@ -60,3 +60,24 @@ test('a sync that fails because the disk is full is no full disk to try again on
   await assert.rejects(first, { code: 'IO', path: '/disk' });
   await assert.rejects(sync.run(), { code: 'IO' });
 });
+
+test('where nothing was written since the last sync began, the system is not asked', async () => {
+  const { sync, calls } = controlled();
+  // Whoever wrote before this process may have been killed: the first one counts.
+  const first = sync.run();
+  assert.equal(calls.length, 1);
+  calls[0]?.end();
+  await first;
+  await sync.run();
+  assert.equal(calls.length, 1);
+  sync.wrote();
+  const second = sync.run();
+  assert.equal(calls.length, 2);
+  sync.wrote(); // while it runs: it may have come too late for it
+  calls[1]?.end();
+  await second;
+  const third = sync.run();
+  assert.equal(calls.length, 3);
+  calls[2]?.end();
+  await third;
+});
