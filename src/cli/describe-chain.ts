@@ -1,8 +1,9 @@
+import { stat } from 'node:fs/promises';
 import { ImageError } from '../../formats/core/errors.ts';
 import type { Layer } from '../../formats/image/layer.ts';
 import { createGate, createHost, explainFormat, type HostOptions, refuseForeign } from '../open/host.ts';
-import { parseImageName, parseImageSource } from '../open/name.ts';
-import { openNbdImage } from '../open/nbd-image.ts';
+import { parseImageName, parseImageSource, type RemoteSource } from '../open/name.ts';
+import { openRemoteImage } from '../open/remote-image.ts';
 import { combine, type ImageInfo, imageInfo } from './image-info.ts';
 
 /** QEMU has no limit on the length of a chain; a file that is written for it can make one of any length. */
@@ -12,6 +13,8 @@ export interface DescribeOptions extends HostOptions {
   readonly format?: string | undefined;
   readonly forceShare?: boolean | undefined;
   readonly strict?: boolean | undefined;
+  /** File that holds the passphrase of an encrypted image. */
+  readonly secretFile?: string | undefined;
   /** Also the image's backing file, and that one's, in turn. */
   readonly backingChain?: boolean | undefined;
   /** List the files below each image, as QEMU does since 8.0. */
@@ -31,7 +34,7 @@ interface ToDescribe {
 /** What an image is, and with `backingChain` what is below it, top first. Each file is opened alone, and closed again. */
 export async function describeChain(image: string, options: DescribeOptions): Promise<ImageInfo[]> {
   const name = parseImageSource(image);
-  if (name.kind === 'nbd') return [await describeRemote(name.url, options)];
+  if (name.kind !== 'file') return [await describeRemote(name, options)];
   const gate = createGate(options);
   const host = createHost(options);
   const chain: ImageInfo[] = [];
@@ -76,11 +79,21 @@ export async function describeChain(image: string, options: DescribeOptions): Pr
   return chain;
 }
 
-/** An export of an NBD server: its bytes are a raw disk. */
-async function describeRemote(url: string, options: DescribeOptions): Promise<ImageInfo> {
-  const image = await openNbdImage(url, { format: options.format, readOnly: true });
+/** What another program opens: size and format are all that it tells. */
+async function describeRemote(source: RemoteSource, options: DescribeOptions): Promise<ImageInfo> {
+  const { format, forceShare, secretFile, warn } = options;
+  const { image, bridge } = await openRemoteImage(source, { format, readOnly: true, forceShare, secretFile, warn });
   try {
-    return imageInfo(url, { format: image.format, virtualSize: image.size, dirty: false }, image.size, options);
+    const specific = bridge && { bridge: bridge.program, 'bridge-version': bridge.version };
+    const allocated = bridge?.file === undefined ? undefined : (await stat(bridge.file)).blocks * 512;
+    const layer = {
+      format: image.format,
+      virtualSize: image.size,
+      dirty: false,
+      ...(allocated === undefined ? {} : { actualSize: allocated }),
+      ...(specific === undefined ? {} : { specific }),
+    };
+    return imageInfo(source.url, layer, image.size, options);
   } finally {
     await image.close().catch(() => undefined);
   }

@@ -1,10 +1,12 @@
 import { errnoOf, LunetteError } from '../../formats/core/errors.ts';
 import { loadLz4, loadZstd } from '../../formats/index.ts';
 import { type DirectoryFacts, directoryFacts, nativeFacts } from '../io/native.ts';
+import { bridgeFacts } from '../open/bridge-facts.ts';
 import {
   configfsFact,
   descriptorsFact,
   type Fact,
+  findProgram,
   ioUringFact,
   moduleFact,
   procLocksFact,
@@ -20,7 +22,7 @@ export interface Findings {
 
 const REBUILD = 'in a checkout npm run build:addon, else npm rebuild lunette (needs make, python3, g++)';
 
-/** Looks at the machine. Takes nothing over, starts nothing, and leaves nothing behind. */
+/** Looks at the machine. Takes nothing over and leaves nothing behind; of other programs it asks at most their version. */
 export async function examine(env: Readonly<Record<string, string | undefined>>): Promise<Findings> {
   const lio = 'the kernel’s SCSI target';
   return {
@@ -33,7 +35,7 @@ export async function examine(env: Readonly<Record<string, string | undefined>>)
         title: 'Other programs',
         facts: [
           programFact('qemu-img', env.PATH, 'making, converting and checking images', 'qemu-utils'),
-          programFact('qemu-nbd', env.PATH, 'a bridge to formats that are not read here', 'qemu-utils'),
+          await bridgeFact(env),
           programFact('iscsi-ls', env.PATH, 'looking at a target', 'libiscsi-bin'),
           programFact('iscsiadm', env.PATH, 'attaching a target to this machine', 'open-iscsi'),
           programFact('targetcli', env.PATH, `configuring ${lio}`, 'targetcli-fb'),
@@ -53,6 +55,32 @@ export async function examine(env: Readonly<Record<string, string | undefined>>)
       },
     ],
   };
+}
+
+async function bridgeFact(env: Readonly<Record<string, string | undefined>>): Promise<Fact> {
+  const base = { id: 'qemu-nbd', title: 'qemu-nbd' };
+  const configured = env.LUNETTE_QEMU_NBD;
+  try {
+    const { version, tethered, formats, protocols } = await bridgeFacts(
+      configured === undefined || configured === '' ? findProgram('qemu-nbd', env.PATH) : configured,
+    );
+    const list = (scheme: string, names: readonly string[] | undefined): string =>
+      names === undefined ? '' : `; ${scheme}: ${names.join(', ')}`;
+    return {
+      ...base,
+      state: 'yes',
+      detail: `${version}, opens qemu:FORMAT:PATH${list('formats', formats)}${list('protocols', protocols)}${
+        tethered ? '' : '; without setpriv (util-linux) a shell watches over it'
+      }`,
+    };
+  } catch (error) {
+    return {
+      ...base,
+      state: 'no',
+      detail: configured === undefined ? 'not on PATH' : (error as Error).message,
+      help: 'a bridge to formats that are not read here (VHD, VHDX, QED, Parallels, DMG, LUKS…): apt install qemu-utils',
+    };
+  }
 }
 
 function nodeFact(): Fact {

@@ -11,6 +11,10 @@ export function forceShareOption(): Option {
   return new Option('-U, --force-share', 'open without taking locks, also while another program writes');
 }
 
+export function secretFileOption(): Option {
+  return new Option('--secret-file <file>', 'encrypted images: the file that holds the passphrase, and nothing else');
+}
+
 export function jsonOption(what: string): Option {
   return new Option('--json', `${what} (short for --output json)`);
 }

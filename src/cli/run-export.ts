@@ -165,8 +165,21 @@ async function readSettings(
 }
 
 function requests(images: readonly string[], options: ExportOptions): ExportRequest[] {
-  const { format, snapshot, readOnly, ephemeral, overlay, forceShare, strict, parent, ignoreCid, force } = options;
-  const same = { format, snapshot, readOnly, ephemeral, overlay, forceShare, strict, parent, ignoreCid, force };
+  const { format, snapshot, readOnly, ephemeral, overlay, forceShare, strict, parent, ignoreCid, force, secretFile } =
+    options;
+  const same = {
+    format,
+    snapshot,
+    readOnly,
+    ephemeral,
+    overlay,
+    forceShare,
+    strict,
+    parent,
+    ignoreCid,
+    force,
+    secretFile,
+  };
   return images.map((image) => ({ image, ...same }));
 }
 

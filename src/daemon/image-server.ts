@@ -298,7 +298,11 @@ function identityOf(target: string, lun: number, request: ExportRequest): string
   return [hostname(), realPath(file), request.snapshot ?? '', target, lun].join('\0');
 }
 
-function realPath(file: string): string {
+function realPath(image: string): string {
+  // The bridge's name of a format is no part of a path; a URL is the same from every directory.
+  const [prefix = '', file = image] = /^(qemu:(?!json:)[a-z0-9-]+:)(.*)$/is.exec(image)?.slice(1) ?? [];
+  if (prefix !== '') return prefix + realPath(file);
+  if (/^(qemu|nbds?(\+\w+)?):/i.test(image)) return image;
   try {
     return realpathSync(file);
   } catch {

@@ -4,7 +4,7 @@ import { checkTargetName, MAX_NAME_LENGTH } from '../iscsi/names.ts';
 
 /** What the names of our targets start with. */
 export const IQN_PREFIX = 'iqn.2026-11.lunette.host:';
-const IMAGE_EXTENSIONS = /\.(qcow2?|raw|img|image|vmdk|vdi|vhdx?|qed|bin|iso|snap)$/i;
+const IMAGE_EXTENSIONS = /\.(qcow2?|raw|img|image|vmdk|vdi|vhdx?|hdd|dmg|luks|qed|bin|iso|snap)$/i;
 
 /**
  * A part of an iSCSI name from a file's name: letters, digits, dots and dashes, lower case. Never empty.
@@ -12,7 +12,9 @@ const IMAGE_EXTENSIONS = /\.(qcow2?|raw|img|image|vmdk|vdi|vhdx?|qed|bin|iso|sna
  * Names are compared byte by byte by targets and folded by some initiators, so only what survives both is kept.
  */
 export function nameOfFile(file: string): string {
-  const stem = path.basename(file).replace(IMAGE_EXTENSIONS, '');
+  // JSON for QEMU names nothing.
+  const named = file.replace(/^qemu:(json:.*|[a-z0-9+.-]*:)/is, '');
+  const stem = path.basename(named).replace(IMAGE_EXTENSIONS, '');
   // Room is left for the number that makes a name unique.
   const room = MAX_NAME_LENGTH - IQN_PREFIX.length - 8;
   return (

@@ -2,15 +2,15 @@ import { LunetteError } from '../../formats/core/errors.ts';
 import type { Image } from '../../formats/image/image.ts';
 import type { ChainImage, ImageHost, Layer } from '../../formats/index.ts';
 import { explainFormat, refuseForeign } from '../open/host.ts';
-import { parseImageSource } from '../open/name.ts';
-import { openNbdImage } from '../open/nbd-image.ts';
+import { parseImageSource, type RemoteSource } from '../open/name.ts';
+import { openRemoteImage } from '../open/remote-image.ts';
 import type { ServerLog } from './log.ts';
 import { openEphemeral, openOverlay } from './overlay.ts';
 import { ProbeGuard } from './probe-guard.ts';
 
 /** One image to serve, and how. */
 export interface ExportRequest {
-  /** As a person types it: a path or an NBD URL. */
+  /** As a person types it: a path, an NBD URL, or `qemu:FORMAT:PATH`. */
   readonly image: string;
   /** Trust no probing. */
   readonly format?: string | undefined;
@@ -29,6 +29,8 @@ export interface ExportRequest {
   readonly parent?: string | undefined;
   /** A parent that was changed since the image was made is a warning, no error. */
   readonly ignoreCid?: boolean | undefined;
+  /** File that holds the passphrase of an encrypted image, and nothing else. */
+  readonly secretFile?: string | undefined;
   /** Write to an image although another one stands on it. */
   readonly force?: boolean | undefined;
 }
@@ -68,7 +70,7 @@ function isOverlaid(request: ExportRequest): boolean {
  */
 export async function openExport(host: ImageHost, request: ExportRequest, log: ServerLog): Promise<OpenedExport> {
   const name = parseImageSource(request.image);
-  if (name.kind === 'nbd') return openRemote(name.url, request, log);
+  if (name.kind !== 'file') return openRemote(name, request, log);
   const { path, member } = name;
   const overlaid = isOverlaid(request);
   const readOnly = request.readOnly === true || request.snapshot !== undefined || overlaid;
@@ -91,18 +93,26 @@ export async function openExport(host: ImageHost, request: ExportRequest, log: S
   return { image: new ProbeGuard(base, (text) => log.warn({ image: request.image }, text)), format };
 }
 
-/** An export of an NBD server, served on. */
-async function openRemote(url: string, request: ExportRequest, log: ServerLog): Promise<OpenedExport> {
-  for (const [what, given] of [
-    ['a snapshot', request.snapshot !== undefined],
-    ['an overlay', isOverlaid(request)],
-  ] as const) {
-    if (given) throw new LunetteError('UNSUPPORTED', `${what} of an NBD export cannot be served`, { path: url });
+/** What another program opens, served on. */
+async function openRemote(source: RemoteSource, request: ExportRequest, log: ServerLog): Promise<OpenedExport> {
+  const { url } = source;
+  if (isOverlaid(request)) {
+    throw new LunetteError('UNSUPPORTED', 'an overlay on what another program opens cannot be served', { path: url });
   }
-  const { format, readOnly = false } = request;
-  const image = await openNbdImage(url, { format, readOnly });
-  if (format !== undefined || image.readOnly) return { image, format: 'raw' };
-  return { image: new ProbeGuard(image, (text) => log.warn({ image: url }, text)), format: 'raw' };
+  const { format, snapshot, secretFile, forceShare } = request;
+  const readOnly = request.readOnly === true || snapshot !== undefined;
+  const warn = (message: string): void => log.warn({ image: url }, `${url}: ${message}`);
+  const { image, certain } = await openRemoteImage(source, {
+    format,
+    readOnly,
+    snapshot,
+    secretFile,
+    forceShare,
+    warn,
+  });
+  const opened = { format: image.format };
+  if (certain || image.readOnly) return { image, ...opened };
+  return { image: new ProbeGuard(image, (text) => log.warn({ image: url }, text)), ...opened };
 }
 
 async function openBase(

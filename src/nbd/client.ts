@@ -1,4 +1,4 @@
-import { LunetteError } from '../../formats/core/errors.ts';
+import { type ErrorCode, LunetteError } from '../../formats/core/errors.ts';
 import { IoVec } from '../../formats/core/iov.ts';
 import { Lifetime } from '../../formats/core/lifetime.ts';
 import { RangeLock } from '../../formats/core/range-lock.ts';
@@ -16,6 +16,18 @@ export interface NbdImageOptions extends Partial<ConnectOptions> {
   readonly connections?: number;
   /** How long a lost server is looked for before requests fail, ms. Default 30 s; 0: not at all. */
   readonly reconnectMs?: number;
+  /** Who runs the server for us; absent: somebody else does. */
+  readonly keeper?: ServerKeeper;
+  /** What the image is to its user, in place of a raw disk at a URI. */
+  readonly shown?: { readonly path: string; readonly format: string };
+}
+
+/** Keeps a server running that serves one image only. */
+export interface ServerKeeper {
+  /** Asked before each connection is made. @throws {LunetteError} while the server cannot run */
+  ready(): Promise<void>;
+  /** The image is closed: nobody needs the server any more. */
+  release(): Promise<void>;
 }
 
 const CONNECT_TIMEOUT_MS = 15_000;
@@ -24,6 +36,8 @@ const RECONNECT_MS = 30_000;
 const MAX_RETRY_DELAY_MS = 2000;
 /** Zeroing, status and cache requests have no payload; kept to what 32 bits and other servers' patience allow. */
 const MAX_CHANGE = 1024 * 1024 * 1024;
+/** What may be over when a server is started once more. */
+const PASSING: ReadonlySet<ErrorCode> = new Set(['IO', 'LOCKED', 'TIMEOUT', 'DISCONNECTED', 'NO_SPACE', 'LIMIT']);
 /** Requests that a connection has before another one is opened beside it. */
 const BUSY = 8;
 
@@ -36,12 +50,13 @@ const BUSY = 8;
  */
 export class NbdImage implements Image {
   readonly path: string;
-  readonly format = 'raw';
+  readonly format: string;
   readonly size: number;
   readonly readOnly: boolean;
   readonly limits: ImageLimits;
   readonly #uri: NbdUri;
   readonly #options: ConnectOptions & { connections: number; reconnectMs: number };
+  readonly #keeper: ServerKeeper | undefined;
   readonly #negotiated: Negotiated;
   readonly #lifetime: Lifetime;
   readonly #locks = new RangeLock();
@@ -57,6 +72,8 @@ export class NbdImage implements Image {
     const { negotiated } = first;
     const { size, flags, minBlock } = negotiated;
     this.path = path;
+    this.format = options.shown?.format ?? 'raw';
+    this.#keeper = options.keeper;
     this.#uri = uri;
     this.#negotiated = negotiated;
     this.#options = { connections: 4, reconnectMs: RECONNECT_MS, ...options };
@@ -77,15 +94,16 @@ export class NbdImage implements Image {
       connectTimeoutMs: options.connectTimeoutMs ?? CONNECT_TIMEOUT_MS,
       requestTimeoutMs: options.requestTimeoutMs ?? REQUEST_TIMEOUT_MS,
     };
+    const path = options.shown?.path ?? text;
     try {
       const first = await ClientConnection.open(uri, times);
       if (options.readOnly === false && (first.negotiated.flags & wire.FLAG_READ_ONLY) !== 0) {
         first.close();
         throw new LunetteError('READ_ONLY', 'the server gives this export read-only');
       }
-      return new NbdImage(text, uri, first, times);
+      return new NbdImage(path, uri, first, times);
     } catch (error) {
-      if (error instanceof LunetteError) error.path ??= text;
+      if (error instanceof LunetteError) error.path ??= path;
       throw error;
     }
   }
@@ -214,6 +232,7 @@ export class NbdImage implements Image {
           connection.onLost = () => {};
           connection.close();
         }
+        await this.#keeper?.release();
       }
     });
   }
@@ -337,6 +356,7 @@ export class NbdImage implements Image {
   }
 
   async #openOne(): Promise<void> {
+    await this.#haveServer();
     const connection = await ClientConnection.open(this.#uri, this.#options);
     const { size, flags, minBlock, maxPayload, allocationId } = connection.negotiated;
     const before = this.#negotiated;
@@ -355,6 +375,20 @@ export class NbdImage implements Image {
       throw this.#gaveUp;
     }
     this.#add(connection);
+  }
+
+  /** A server of our own is started again, but not when what it had acknowledged may be lost: its image could be older than what was read of it. */
+  async #haveServer(): Promise<void> {
+    if (this.#keeper === undefined) return;
+    try {
+      if (this.#failed !== undefined) throw this.#failed;
+      await this.#keeper.ready();
+    } catch (error) {
+      if (!(error instanceof LunetteError) || !PASSING.has(error.code) || error === this.#failed) {
+        this.#gaveUp = error as LunetteError;
+      }
+      throw error;
+    }
   }
 
   async #reconnect(): Promise<void> {

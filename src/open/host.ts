@@ -60,9 +60,9 @@ export async function refuseForeign(storage: Storage): Promise<void> {
   if (head.length > 0) await storage.readv(0, IoVec.of(head));
   const format = formatOfHead(head);
   if (format === undefined) return;
-  throw new ImageError('UNSUPPORTED', `is a ${format} image, which this version of lunette does not read`, {
+  throw new ImageError('UNSUPPORTED', `is a ${format} image, which lunette does not read itself`, {
     path: storage.path,
-    help: 'Convert it first (qemu-img convert -O qcow2), or take its bytes as they are with -f raw.',
+    help: `Let QEMU open it: qemu:${format}:${storage.path}; or take its bytes as they are with -f raw.`,
   });
 }
 

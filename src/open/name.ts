@@ -5,7 +5,6 @@ const SCHEMES: Readonly<Record<string, string>> = {
   http: 'Download it first: curl -LO URL.',
   https: 'Download it first: curl -LO URL.',
   iscsi: 'Copy it to a file first: qemu-img convert -O qcow2 URL FILE.',
-  qemu: 'Convert it first: qemu-img convert -O qcow2 IMAGE FILE.',
   json: 'Name the file itself, and its format with -f.',
 };
 
@@ -22,8 +21,15 @@ export interface FileSource {
   readonly member?: string;
 }
 
-/** What a person means by IMAGE: a file, or an export of an NBD server. */
-export type ImageSource = FileSource | { readonly kind: 'nbd'; readonly url: string };
+/** An image that somebody else opens for us: an NBD server that is there, or QEMU's qemu-nbd (`qemu:FORMAT:PATH`). */
+export interface RemoteSource {
+  readonly kind: 'nbd' | 'qemu';
+  /** As it was typed. */
+  readonly url: string;
+}
+
+/** What a person means by IMAGE: a file, an export of an NBD server, or something for QEMU to open. */
+export type ImageSource = FileSource | RemoteSource;
 
 /**
  * What a person means by IMAGE on the command line.
@@ -37,6 +43,7 @@ export function parseImageSource(text: string): ImageSource {
   const scheme = /^([a-z][a-z0-9+.-]*):/i.exec(text)?.[1]?.toLowerCase();
   // `nbd:host:port`, QEMU's old spelling, has no slashes.
   if (scheme !== undefined && NBD_SCHEME.test(scheme)) return { kind: 'nbd', url: text };
+  if (scheme === 'qemu') return { kind: 'qemu', url: text };
   if (scheme === 'file') return fileSource(filePath(text));
   const help = scheme === undefined ? undefined : SCHEMES[scheme];
   if (help === undefined) return fileSource(text);
@@ -64,5 +71,6 @@ function filePath(text: string): string {
 export function parseImageName(text: string): FileSource {
   const source = parseImageSource(text);
   if (source.kind === 'file') return source;
-  throw new LunetteError('UNSUPPORTED', 'an NBD export cannot be used here, only a file', { path: text });
+  const what = source.kind === 'nbd' ? 'an NBD export' : 'an image that QEMU opens';
+  throw new LunetteError('UNSUPPORTED', `${what} cannot be used here, only a file`, { path: text });
 }

@@ -28,3 +28,21 @@ export function cpuSeconds(pid: number): number {
 export function openDescriptors(pid: number): number {
   return readdirSync(`/proc/${pid}/fd`).length;
 }
+
+/** Process ids of its children, by their program's name. */
+export function childrenOf(pid: number): Map<string, number> {
+  const found = new Map<string, number>();
+  for (const child of readFileSync(`/proc/${pid}/task/${pid}/children`, 'latin1').trim().split(' ')) {
+    if (child !== '') found.set(readFileSync(`/proc/${child}/comm`, 'latin1').trim(), Number(child));
+  }
+  return found;
+}
+
+/** True while there is such a process, a zombie not counted. */
+export function isRunning(pid: number): boolean {
+  try {
+    return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, 'latin1'));
+  } catch {
+    return false;
+  }
+}

@@ -9,6 +9,7 @@ import {
   ignoreCidOption,
   jsonOption,
   parentOption,
+  secretFileOption,
   sizeArgument,
   strictOption,
 } from '../options.ts';
@@ -50,6 +51,7 @@ export interface ExportOptions extends CommonOptions {
   readonly parent?: string;
   readonly ignoreCid?: boolean;
   readonly force?: boolean;
+  readonly secretFile?: string;
 }
 
 const EXAMPLES = `
@@ -62,6 +64,7 @@ Examples:
   lunette export --listen 0.0.0.0:3260 --chap alice --chap-secret-file secret.txt disk.qcow2
   lunette export --transport nbd disk.qcow2     nbd://127.0.0.1:10809/disk
   lunette export --transport nbd --socket /run/disk.sock --read-only disk.qcow2   its snapshots too: disk@NAME
+  lunette export qemu:vhdx:disk.vhdx            a format that QEMU opens for us (package qemu-utils)
 
 For each image it prints one line that begins with "ready" and the URL, and serves until SIGINT or SIGTERM.
 `;
@@ -72,7 +75,7 @@ export function registerExport(program: Command, context: CliContext): void {
     .command('export')
     .summary('serve images over iSCSI or NBD')
     .description('Serves images until interrupted: as SCSI disks over iSCSI, or over NBD.')
-    .argument('<image...>', 'paths or nbd: URLs; each gets a target, or an export, of its own')
+    .argument('<image...>', 'paths, nbd: URLs or qemu:FORMAT:PATH; each gets a target, or an export, of its own')
     .addOption(
       new Option('--transport <name>', 'how initiators reach it').choices(['iscsi', 'nbd', 'lio']).default('iscsi'),
     )
@@ -89,6 +92,7 @@ export function registerExport(program: Command, context: CliContext): void {
     .option('--ephemeral', 'writes go to a temporary overlay, thrown away at the end')
     .option('--overlay <file.qcow2>', 'writes go to this overlay, made if missing')
     .addOption(forceShareOption())
+    .addOption(secretFileOption())
     .addOption(parentOption())
     .addOption(ignoreCidOption())
     .option('--force', 'VMDK: write to an image although another one stands on it')

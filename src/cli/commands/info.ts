@@ -7,6 +7,7 @@ import {
   formatOption,
   jsonOption,
   outputOption,
+  secretFileOption,
   strictOption,
 } from '../options.ts';
 import { type CommonOptions, type OutputOptions, wantsJson, warn } from '../output.ts';
@@ -18,6 +19,7 @@ interface InfoOptions extends CommonOptions, OutputOptions {
   readonly strict?: boolean;
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
+  readonly secretFile?: string;
   readonly compat?: string;
 }
 
@@ -26,6 +28,7 @@ Examples:
   lunette info disk.qcow2
   lunette info --backing-chain overlay.qcow2
   lunette info -U --json running-vm.qcow2     while a virtual machine uses it
+  lunette info qemu:vhdx:disk.vhdx            a format that QEMU opens for us
 `;
 
 /** `info`: shows what an image is, without changing it. */
@@ -36,9 +39,10 @@ export function registerInfo(program: Command, context: CliContext): void {
     .description(
       'Shows what an image is: format, sizes, snapshots, backing files. Changes nothing, and reads metadata only.',
     )
-    .argument('<image>', 'path')
+    .argument('<image>', 'path, nbd: URL, or qemu:FORMAT:PATH')
     .addOption(formatOption())
     .addOption(forceShareOption())
+    .addOption(secretFileOption())
     .option('--backing-chain', 'the same for its backing file, and that one’s, in turn')
     .addOption(jsonOption('print JSON with qemu-img’s members'))
     .addOption(outputOption())

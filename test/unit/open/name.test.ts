@@ -16,7 +16,7 @@ test('file: in front of a path is a path, and a file URL is decoded', () => {
 });
 
 test('URLs are refused by the name of their scheme, with something to do instead', () => {
-  for (const url of ['http://host/d.qcow2', 'https://host/d.qcow2', 'qemu:vhdx:/d', 'json:{}', 'file://elsewhere/x']) {
+  for (const url of ['http://host/d.qcow2', 'https://host/d.qcow2', 'json:{}', 'file://elsewhere/x']) {
     assert.throws(
       () => parseImageName(url),
       (error: { code?: string; path?: string; message?: string }) => error.code === 'UNSUPPORTED' && error.path === url,
@@ -30,6 +30,11 @@ test('NBD addresses are images, but not where only a file can stand', () => {
     assert.deepEqual(parseImageSource(url), { kind: 'nbd', url });
     assert.throws(() => parseImageName(url), { code: 'UNSUPPORTED', path: url });
   }
+});
+
+test('what QEMU opens for us is an image, but not where only a file can stand', () => {
+  assert.deepEqual(parseImageSource('qemu:vhdx:/d'), { kind: 'qemu', url: 'qemu:vhdx:/d' });
+  assert.throws(() => parseImageName('qemu:vhdx:/d'), { code: 'UNSUPPORTED', path: 'qemu:vhdx:/d' });
 });
 
 test('a disk in an archive is named behind a #, and other files may have one in their names', () => {
