@@ -58,6 +58,10 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   lunette::RegisterFiles(env, exports);
   lunette::RegisterIoQueue(env, exports);
   lunette::RegisterSystem(env, exports);
+#if defined(__linux__)
+  lunette::RegisterUio(env, exports);
+  lunette::RegisterNetlink(env, exports);
+#endif
   return exports;
 }
 

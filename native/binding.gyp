@@ -29,7 +29,18 @@
         "MACOSX_DEPLOYMENT_TARGET": "11.0"
       },
       "conditions": [
-        ["OS=='linux'", { "libraries": ["-lpthread"] }]
+        ["OS=='linux'", {
+          "libraries": ["-lpthread"],
+          "sources": [
+            "bus_guard.cc",
+            "genl_message.cc",
+            "glue_netlink.cc",
+            "glue_uio.cc",
+            "tcmu_netlink.cc",
+            "tcmu_ring.cc",
+            "uio_device.cc"
+          ]
+        }]
       ]
     }
   ]

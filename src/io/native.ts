@@ -4,4 +4,6 @@ export { type Crc32c, crc32cImplementation, nativeCrc32c } from '../native/crc32
 export { sendDatagram } from '../native/datagram.ts';
 export { type DirectoryFacts, directoryFacts, type NativeFacts, nativeFacts } from '../native/facts.ts';
 export { ioThreads, setIoThreads } from '../native/io-queue.ts';
+export * from '../native/ring-memory.ts';
+export { UioDevice, type UioListener, type UioOptions } from '../native/uio.ts';
 export { type IsZero, isZero } from '../native/zero.ts';

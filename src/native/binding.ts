@@ -11,6 +11,20 @@ import { fileURLToPath } from 'node:url';
 /** An I/O queue of the addon: see IoQueue. */
 export type QueueHandle = { readonly __queue: unique symbol };
 
+/** A UIO device of the addon: see UioDevice. */
+export type UioHandle = { readonly __uio: unique symbol };
+
+/** A netlink socket of the addon: see NetlinkSocket. */
+export type NetlinkHandle = { readonly __netlink: unique symbol };
+
+/** What the netlink thread has to say; `message` is empty but for events of the kernel. */
+export interface NetlinkMessage {
+  readonly kind: number;
+  readonly deviceId: number;
+  readonly errno: number;
+  readonly message: Buffer;
+}
+
 /** Codes of the queue's operations, by name. */
 export interface QueueOperations {
   readonly read: number;
@@ -65,6 +79,30 @@ export interface NativeBinding {
 
   /** One datagram to a Unix socket; a path that begins with @ is an abstract name. */
   sendDatagram(path: string, text: string): number;
+  uioOpen(
+    memoryFd: number,
+    eventFd: number,
+    kickFd: number,
+    size: number,
+    batch: Uint32Array,
+    callback: (what: number, records: number) => void,
+  ): UioHandle;
+  uioMemory(device: UioHandle): ArrayBuffer;
+  uioFlags(device: UioHandle): number;
+  uioReason(device: UioHandle): string;
+  uioStart(device: UioHandle): void;
+  uioStop(device: UioHandle): void;
+  uioRestart(device: UioHandle): void;
+  uioComplete(device: UioHandle, words: Uint32Array, count: number): number;
+  uioKick(device: UioHandle): number;
+  uioClose(device: UioHandle): void;
+
+  netlinkOpen(timeoutMs: number, callback: (message: NetlinkMessage) => void): NetlinkHandle;
+  netlinkAnswer(socket: NetlinkHandle, deviceId: number, status: number): boolean;
+  netlinkLeave(socket: NetlinkHandle, deviceId: number): boolean;
+  netlinkAnswerMissed(socket: NetlinkHandle, event: number, deviceId: number, status: number): number;
+  netlinkSetFeatures(socket: NetlinkHandle, answers: boolean): number;
+  netlinkClose(socket: NetlinkHandle): void;
 
   isZero(memory: Uint8Array, offset: number, length: number): boolean;
   crc32c(memory: Uint8Array, offset: number, length: number, crc: number): number;

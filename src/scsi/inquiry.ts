@@ -55,7 +55,8 @@ function standardData(unit: LogicalUnit): Uint8Array {
   data[2] = VERSION_SPC4;
   data[3] = 0x12; // HISUP, response data format 2
   data[4] = STANDARD_LENGTH - 5;
-  data[5] = 0x10 | (unit.optical ? 0 : 0x08); // TPGS: implicit; 3PC: EXTENDED COPY
+  // TPGS: implicit, unless the ports are somebody else's and not known here; 3PC: EXTENDED COPY.
+  data[5] = (surroundings.ports.length > 0 ? 0x10 : 0) | (unit.optical ? 0 : 0x08);
   data[6] = surroundings.ports.length > 1 ? 0x10 : 0; // MULTIP
   data[7] = 0x02; // CMDQUE
   writeText(data, 8, 8, identity.vendor);

@@ -27,7 +27,7 @@ export function limitsOf(unit: LogicalUnit): BlockLimits {
   const { blockSize } = unit;
   return {
     transfer: unit.maxTransferBlocks,
-    optimalTransfer: OPTIMAL_TRANSFER / blockSize,
+    optimalTransfer: Math.min(OPTIMAL_TRANSFER / blockSize, unit.maxTransferBlocks),
     granularity: Math.max(2 ** unit.physicalExponent, GRANULARITY / blockSize),
     compareAndWrite: 128,
     unmap: MAX_UNMAP,

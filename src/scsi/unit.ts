@@ -70,6 +70,8 @@ export interface UnitOptions extends IdentityOptions {
   removable?: boolean | undefined;
   /** Where persistent reservations with APTPL are kept; without it APTPL is refused. */
   reservationStore?: ReservationStore | undefined;
+  /** The longest transfer of one command, bytes: a multiple of the block size, at most MAX_TRANSFER, which is the default. */
+  maxTransfer?: number | undefined;
   /** Called once per completed command. */
   observer?: CommandObserver | undefined;
 }
@@ -102,7 +104,8 @@ export interface CopyResult {
  */
 export class LogicalUnit {
   readonly lun: number;
-  readonly identity: UnitIdentity;
+  /** Replaced where whoever names the unit does so after it was made. */
+  identity: UnitIdentity;
   readonly blockSize: number;
   /** Logical blocks per physical block, as a power of two. */
   readonly physicalExponent: number;
@@ -129,6 +132,8 @@ export class LogicalUnit {
   /** Every write is followed by a flush (WCE is 0). */
   writeThrough = false;
 
+  /** The longest transfer of one command. */
+  readonly maxTransferBlocks: number;
   readonly #readOnly: boolean;
   readonly #background = new Set<Promise<void>>();
   #endResize: () => void = () => undefined;
@@ -150,6 +155,8 @@ export class LogicalUnit {
     this.tasks = new TaskSet((task) => start(this, task));
     this.reservations = new Reservations(this.attentions, options.reservationStore);
     this.blocks = 0;
+    const { maxTransfer = MAX_TRANSFER } = options;
+    this.maxTransferBlocks = Math.floor(Math.min(maxTransfer, MAX_TRANSFER) / this.blockSize);
     this.#readOnly = options.readOnly === true || optical;
     const { physicalBlockSize = this.blockSize } = options;
     this.physicalExponent = Math.max(0, Math.floor(Math.log2(physicalBlockSize / this.blockSize)));
@@ -167,10 +174,6 @@ export class LogicalUnit {
   /** UNMAP and its kin give space back. */
   get thin(): boolean {
     return (this.features & THIN) !== 0;
-  }
-
-  get maxTransferBlocks(): number {
-    return MAX_TRANSFER / this.blockSize;
   }
 
   /** Derives what is asked per command from the mode pages. */
