@@ -21,7 +21,7 @@ export interface MappingDifference {
   readonly to: MappingState;
 }
 
-export interface Qcow2Diff {
+export interface MappingDiff {
   readonly fromSize: number;
   readonly toSize: number;
   /** In guest order, in batches. Bytes that are in none of them are the same; those in one may be. */
@@ -50,7 +50,7 @@ export async function diffQcow2(
   storage: Storage,
   from: SnapshotReference | undefined,
   to: SnapshotReference | undefined,
-): Promise<Qcow2Diff> {
+): Promise<MappingDiff> {
   const header = await readHeader(storage);
   const { snapshots } = await readSnapshotTable(storage, header);
   const load = async (reference: SnapshotReference | undefined): Promise<State> => {

@@ -3,6 +3,7 @@
  * `import … from 'lunette/inspect'`. Nothing here changes an image.
  */
 export { type ChainFile, describeFiles } from './chain.ts';
+export { type DiffOptions, type DiffState, diffStates } from './diff.ts';
 export { type InspectedFile, type InspectOptions, inspectFile } from './inspect-file.ts';
 export { findMachine, flatSnapshots, isSettings, type Machine, type MachineSnapshot } from './machine.ts';
 export { fittingSnapshots, type SelectBy, selectSnapshot } from './select-snapshot.ts';

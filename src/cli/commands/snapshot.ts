@@ -10,6 +10,7 @@ import {
   jsonOption,
   outputOption,
   parentOption,
+  progressOption,
 } from '../options.ts';
 import type { SnapshotOptions } from '../run-snapshot.ts';
 
@@ -17,6 +18,7 @@ const EXAMPLES = `
 Examples:
   lunette snapshot list disk.qcow2
   lunette snapshot usage disk.qcow2                 what each of them costs
+  lunette snapshot diff disk.qcow2 before-update    what has changed since
   lunette snapshot create disk.qcow2 before-update
   lunette snapshot apply disk.qcow2 before-update   the disk is what it was then
   lunette snapshot delete disk.qcow2 before-update
@@ -121,6 +123,25 @@ export function registerSnapshot(program: Command, context: CliContext): void {
     .action(async (image: string, _own: SnapshotOptions, command: Command) => {
       const { runUsage } = await import('../run-usage.ts');
       await runUsage(context, image, command.optsWithGlobals<SnapshotOptions>());
+    });
+
+  selectable(group.command('diff'))
+    .summary('find where two of them differ')
+    .description(
+      'Finds the parts of the disk that two snapshots, or a snapshot and the disk as it is now, have in different places. Compares tables and reads no data, unless --content asks for it. In place of a snapshot an image file may stand: one that the image is based on, say.',
+    )
+    .argument('<image>', 'path')
+    .argument('<from>', 'id or name of a snapshot, or a file')
+    .argument('[to]', 'the same; the disk as it is now when left out')
+    .option('--content', 'read what may differ, and keep what does')
+    .addOption(progressOption())
+    .addHelpText(
+      'after',
+      '\nExamples:\n  lunette snapshot diff disk.qcow2 monday             since then\n  lunette snapshot diff disk.qcow2 monday tuesday\n  lunette snapshot diff --content --json disk.qcow2 monday\n  lunette snapshot diff overlay.qcow2 base.qcow2      what the overlay changes\n',
+    )
+    .action(async (image: string, from: string, to: string | undefined, _own: SnapshotOptions, command: Command) => {
+      const { runDiff } = await import('../run-diff.ts');
+      await runDiff(context, image, from, to, command.optsWithGlobals<SnapshotOptions>());
     });
 
   group
