@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { UsageError } from '../../formats/core/errors.ts';
+import { registerBitmap } from './commands/bitmap.ts';
 import { registerCheck } from './commands/check.ts';
 import { registerCreate } from './commands/create.ts';
 import { registerDoctor } from './commands/doctor.ts';
@@ -45,6 +46,7 @@ export function createProgram(context: CliContext): Command {
   registerCreate(program, context);
   registerResize(program, context);
   registerSnapshot(program, context);
+  registerBitmap(program, context);
   registerDoctor(program, context);
   for (const command of program.commands) {
     command.copyInheritedSettings(program).configureHelp({ showGlobalOptions: true });
