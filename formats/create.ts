@@ -155,7 +155,7 @@ async function writeEmptyImage(
       values,
       backing,
       async createFile(name) {
-        const further = await openNewFile(path.join(path.dirname(file), name), openStorage);
+        const further = await openNewFile(path.resolve(path.dirname(file), name), openStorage);
         made.push(further);
         await further.storage.resize(0);
         return further.storage;

@@ -1,4 +1,4 @@
-import { codeOf, LunetteError } from '../core/errors.ts';
+import { codeOf, ImageError, LunetteError } from '../core/errors.ts';
 import { appendZeros, IoVec } from '../core/iov.ts';
 import { Lifetime } from '../core/lifetime.ts';
 import { RangeLock } from '../core/range-lock.ts';
@@ -154,11 +154,19 @@ export class ChainImage implements Image {
         const start = unit === 0 ? end : Math.min(end, alignUp(offset, unit));
         const stop = unit === 0 || end === this.size ? end : Math.max(start, alignDown(end, unit));
         if (offset < start) await this.#writeZeros(offset, start - offset);
-        if (start < stop && !(await this.#top.zero(start, stop - start, unmap)))
-          await this.#writeZeros(start, stop - start);
+        // Parts of allocation units apart from whole ones: a format may have to refuse them.
+        const whole = Math.min(stop, alignUp(start, this.limits.allocationUnit));
+        const rest = stop === this.size ? stop : Math.max(whole, alignDown(stop, this.limits.allocationUnit));
+        await this.#zero(start, whole - start, unmap);
+        await this.#zero(whole, rest - whole, unmap);
+        await this.#zero(rest, stop - rest, unmap);
         if (stop < end) await this.#writeZeros(stop, end - stop);
       },
     );
+  }
+
+  async #zero(offset: number, length: number, unmap: boolean): Promise<void> {
+    if (length > 0 && !(await this.#top.zero(offset, length, unmap))) await this.#writeZeros(offset, length);
   }
 
   async discard(offset: number, length: number): Promise<void> {
@@ -272,8 +280,8 @@ export class ChainImage implements Image {
     if (from >= to) return false;
     const extents = new ExtentBuffer();
     await this.#top.map(from, to - from, extents);
-    const kind = extents.kinds[0];
-    if (kind === ZERO || (kind === ABSENT && this.layers.length === 1)) return false;
+    const zero = (kind: number): boolean => kind === ZERO || (kind === ABSENT && this.layers.length === 1);
+    if (extents.end >= to && extents.kinds.subarray(0, extents.count).every(zero)) return false;
     const list = new IoVec();
     appendZeros(list, to - from);
     await this.#write(from, list);
@@ -385,7 +393,7 @@ export class ChainImage implements Image {
     const pending: Promise<void>[] = [];
     try {
       for (let at = offset; at < end; ) {
-        if (top.tryMap(at, end - at, extents) < 0) await top.map(at, end - at, extents);
+        if (top.tryMap(at, end - at, extents) < 0) await this.#mapForWrite(at, end - at, extents);
         let i = 0;
         for (; i < extents.count && isWritable(extents, i); i++) {
           const start = extents.offsets[i] as number;
@@ -407,6 +415,16 @@ export class ChainImage implements Image {
     } finally {
       this.#freeExtents.push(extents);
       await settle(pending);
+    }
+  }
+
+  /** Mapping for a write: what a read could not follow is one request's failure, what a write cannot follow is the image's. */
+  async #mapForWrite(offset: number, length: number, extents: ExtentBuffer): Promise<void> {
+    try {
+      await this.#top.map(offset, length, extents);
+    } catch (error) {
+      if (error instanceof ImageError && error.code === 'CORRUPT') await this.#top.condemn?.(error);
+      throw error;
     }
   }
 

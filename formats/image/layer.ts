@@ -1,3 +1,4 @@
+import type { ImageError } from '../core/errors.ts';
 import type { IoVec } from '../core/iov.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { BitmapStore, ChangeRecorder } from './bitmaps.ts';
@@ -72,7 +73,7 @@ export interface Layer {
    * Makes a range read as zeros by metadata alone. Range aligned to limits.zeroUnit, where the image's end counts as aligned.
    *
    * @param unmap also give its space back
-   * @returns false when the format cannot (nothing changed): the mover writes zeros
+   * @returns false when the format cannot do that with all of it: the mover writes zeros
    */
   zero(offset: number, length: number, unmap: boolean): Promise<boolean>;
   /**
@@ -81,6 +82,11 @@ export interface Layer {
    * @returns false when the format cannot: the data stays
    */
   release(offset: number, length: number): Promise<boolean>;
+  /**
+   * A write met metadata that contradicts itself: the format marks the file where it can, and nothing more is written. Absent: the
+   * format has no such mark.
+   */
+  condemn?(error: ImageError): Promise<void>;
   /** Changes the guest size. New space reads as zeros also over a longer parent. */
   resize(size: number, options: ResizeOptions): Promise<void>;
   /** Takes note of changes: told by the mover before each of them, snapshots and sizes excepted. */
@@ -155,8 +161,9 @@ export interface Reservation {
   /** Guest offset behind what is covered; more than the offset asked for. */
   readonly end: number;
   /**
-   * In guest order, without gaps, together covering [start rounded down, end rounded up) in allocation units where those are new;
-   * a region never crosses a file. Inside the written range the request's bytes go there, outside it what `fill` says.
+   * In guest order, covering what is written and whatever around it has to be in place before the mapping can say that the new space
+   * holds it: whole allocation units, or the parts of them that the format tells apart. A region never crosses a file. Inside the
+   * written range the request's bytes go there, outside it what `fill` says.
    */
   readonly regions: readonly Region[];
   /** All bytes are in place: makes the mapping visible. Durable with the next flush. */

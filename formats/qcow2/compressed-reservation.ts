@@ -33,7 +33,9 @@ export async function makeCompressedReservation(
     const entry = new EntryView();
     const bytes = slices.peek(slice) as Uint8Array;
     // Before anything is taken: an entry that nothing may be changed by.
-    for (let i = 0; i < count; i++) entry.read(state, bytes, first + i * geometry.entrySize, slice * sliceSize);
+    for (let i = 0; i < count; i++) {
+      entry.read(state, bytes, first + i * geometry.entrySize, slice * sliceSize, offset + i * clusterSize);
+    }
     const streams = await state.packed.allocate(lengths.slice(0, count));
     return new StreamReservation(state, { slice, first, guest: offset, streams });
   } catch (error) {
@@ -87,8 +89,9 @@ class StreamReservation implements CompressedReservation {
       const entry = new EntryView();
       this.#streams.forEach(({ offset, length }, i) => {
         const at = this.#first + i * entrySize;
-        entry.read(state, bytes, at, this.#slice * sliceSize);
-        entry.unlink(state, this.#guest + i * clusterSize, false);
+        const guest = this.#guest + i * clusterSize;
+        entry.read(state, bytes, at, this.#slice * sliceSize, guest);
+        entry.unlink(state, guest, false);
         setCompressedEntry(bytes, at, offset, length, compressedOffsetBits);
         // No subcluster bits: an extended entry's are 0 when it is compressed.
         bytes.fill(0, at + 8, at + entrySize);

@@ -2,7 +2,7 @@ import { ImageError } from '../core/errors.ts';
 import { alignUp, divideUp } from '../core/units.ts';
 import type { Storage } from '../storage/storage.ts';
 import { readBitmapDirectory } from './bitmaps.ts';
-import { AUTOCLEAR } from './features.ts';
+import { AUTOCLEAR, INCOMPATIBLE } from './features.ts';
 import type { Geometry } from './geometry.ts';
 import type { Qcow2Header } from './header.ts';
 import { COMPRESSED_BIT, compressedLength, compressedOffset, getU32, hostOffset, OFFSET_LOW, runLength } from './l2.ts';
@@ -93,11 +93,13 @@ class Counter {
   readonly #image: Pick<CountedImage, 'storage' | 'header'>;
   readonly #geometry: Geometry;
   readonly #counts: ReferenceCounts;
+  readonly #external: boolean;
 
   constructor(image: Pick<CountedImage, 'storage' | 'header'>, counts: ReferenceCounts) {
     this.#image = image;
     this.#geometry = image.header.geometry;
     this.#counts = counts;
+    this.#external = (image.header.incompatibleFeatures.low & INCOMPATIBLE.DATA_FILE) !== 0;
   }
 
   /** Counts a table that belongs to nothing else. */
@@ -147,6 +149,12 @@ class Counter {
     for (let at = 0; at < bytes.length; at += entrySize) {
       const high = view.getUint32(at);
       const low = view.getUint32(at + 4);
+      if (this.#external) {
+        // Data in a file of its own is counted by nobody.
+        if ((high & COMPRESSED_BIT) !== 0)
+          this.#fail('an L2 entry is compressed, but data is in another file', 'L2 table', offset + at);
+        continue;
+      }
       if ((high & COMPRESSED_BIT) !== 0) {
         const start = compressedOffset(high, low, compressedOffsetBits);
         this.#clusters(start, compressedLength(high, low, compressedOffsetBits), references, offset + at);

@@ -1,9 +1,12 @@
+import { SharedBlockCache } from '../cache/block-cache.ts';
 import { ImageError, LunetteError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
-import { alignUp, divideUp, KiB } from '../core/units.ts';
+import { alignUp, divideUp, KiB, MiB } from '../core/units.ts';
+import { LeaseBook } from '../image/lease.ts';
 import type { Storage } from '../storage/storage.ts';
+import { readHeader } from './driver.ts';
 import { EXTENSION, encodeExtensions, featureNameTable } from './extensions.ts';
-import { COMPATIBLE, INCOMPATIBLE } from './features.ts';
+import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE } from './features.ts';
 import { type Geometry, makeGeometry } from './geometry.ts';
 import {
   type CompressionType,
@@ -15,7 +18,12 @@ import {
   parseHeader,
 } from './header.ts';
 import { setEntry } from './l2.ts';
+import { PointerTable } from './pointer-table.ts';
+import type { Preallocation } from './preallocate.ts';
 import { setRefcount } from './refcount-codec.ts';
+import { SliceCache } from './slices.ts';
+import { Qcow2Writer } from './writer.ts';
+import { zeroFill } from './zero-fill.ts';
 
 /** Options of a new image; the defaults are those of `qemu-img create`. */
 export interface CreateQcow2Options {
@@ -34,11 +42,24 @@ export interface CreateQcow2Options {
   readonly compressionType?: CompressionType;
   /** Allow writers to postpone refcounts. Needs version 3. Default false. */
   readonly lazyRefcounts?: boolean;
+  /** Entries with 32 subclusters each: small writes over a backing file copy little. Needs version 3, clusters of 16 KiB or more. Default false. */
+  readonly extendedL2?: boolean;
+  /** Name of a file of its own for the data, as it shall stand in the image. Needs version 3 and `dataStorage`. */
+  readonly dataFile?: string | undefined;
+  /** That file: emptied and made as large as the disk. Not closed. */
+  readonly dataStorage?: Storage | undefined;
+  /** The data file shall be the disk as a raw image at all times. Not with a backing file; implies preallocated metadata. Default false. */
+  readonly dataFileRaw?: boolean;
+  /** Clusters that are mapped beforehand: see preallocate.ts. With a backing file only together with extendedL2. Default off. */
+  readonly preallocation?: Preallocation;
 }
 
 const HEADER_LENGTH = 112;
 const MAX_BACKING_NAME = 1023;
 const ENTRY = 8;
+const MIN_EXTENDED_CLUSTER = 16 * KiB;
+/** Tables that are in memory while an image is preallocated, bytes. */
+const PREALLOCATION_CACHE = 16 * MiB;
 
 /** Where the structures of a new image are, in clusters: header, refcount table, refcount blocks, L1 table. */
 interface Layout {
@@ -50,12 +71,19 @@ interface Layout {
 }
 
 /**
- * Makes an empty qcow2 image in a storage, whatever that held before. The header comes last: before it the storage is no image.
+ * Makes an empty qcow2 image in a storage, whatever that held before. The header comes last: before it the storage is no image. Only
+ * preallocation follows it.
  *
  * @throws {LunetteError} INVALID for options that contradict each other, TOO_LARGE for a size that the cluster size cannot do
  */
 export async function createQcow2(storage: Storage, options: CreateQcow2Options): Promise<void> {
-  const geometry = checkOptions(options);
+  const geometry = checkCreateOptions(options);
+  if ((options.dataFile === undefined) !== (options.dataStorage === undefined)) {
+    invalid('an external data file needs both a name and a storage');
+  }
+  // What a raw data file holds must never be hidden by an entry that says less.
+  const preallocation = options.preallocation ?? 'off';
+  const mode = options.dataFileRaw && preallocation === 'off' ? 'metadata' : preallocation;
   const size = alignUp(options.size, 512);
   const layout = makeLayout(geometry, size);
   const header = encodeHeader(options, geometry, layout, size);
@@ -67,11 +95,60 @@ export async function createQcow2(storage: Storage, options: CreateQcow2Options)
   await storage.resize(layout.clusters * clusterSize);
   await writeRefcounts(storage, geometry, layout);
   await storage.sync();
+  if (options.dataStorage !== undefined) await emptyDataFile(options.dataStorage, size, mode !== 'off');
   await storage.writev(0, IoVec.of(header));
   await storage.sync();
+  if (mode !== 'off') await preallocateNew(storage, options.dataStorage ?? storage, size, mode);
 }
 
-function checkOptions(options: CreateQcow2Options): Geometry {
+/** Makes a data file as large as the disk. @param shown its content will be seen before it is written: all of it shall be zeros */
+async function emptyDataFile(dataStorage: Storage, size: number, shown: boolean): Promise<void> {
+  if (dataStorage.growsZeroed) {
+    await dataStorage.resize(0);
+    await dataStorage.resize(size);
+  } else if (dataStorage.size < size) {
+    throw new LunetteError('NO_SPACE', `the device is smaller than a disk of ${size} bytes`, {
+      path: dataStorage.path,
+    });
+  } else if (shown) {
+    await zeroFill(dataStorage, 0, size);
+  }
+  await dataStorage.sync();
+}
+
+/** Maps all clusters of an image that was made a moment ago. */
+async function preallocateNew(
+  storage: Storage,
+  dataStorage: Storage,
+  size: number,
+  mode: Preallocation,
+): Promise<void> {
+  const header = await readHeader(storage);
+  const cache = new SharedBlockCache(PREALLOCATION_CACHE);
+  const { clusterSize, sliceSize } = header.geometry;
+  const slices = new SliceCache(storage, cache, sliceSize);
+  const place = { name: 'L1 table', offset: header.l1TableOffset, entries: header.l1Size, clusterSize };
+  const writer = await Qcow2Writer.open({
+    storage,
+    dataStorage,
+    header,
+    snapshotTable: { offset: 0, byteLength: 0, snapshots: [] },
+    l1: await PointerTable.load(storage, place),
+    slices,
+    leases: new LeaseBook(),
+    cache,
+    warn: () => undefined,
+  });
+  try {
+    await writer.preallocate(0, size, mode);
+    await writer.close();
+  } finally {
+    slices.release();
+  }
+}
+
+/** What follows from the options of a new image. @throws {LunetteError} INVALID for options that contradict each other */
+export function checkCreateOptions(options: CreateQcow2Options): Geometry {
   const { clusterSize = 64 * KiB, version = 3, refcountBits = 16, size } = options;
   const clusterBits = Math.log2(clusterSize);
   const refcountOrder = Math.log2(refcountBits);
@@ -88,7 +165,24 @@ function checkOptions(options: CreateQcow2Options): Geometry {
   if (options.backingFormat !== undefined && options.backingFile === undefined) {
     invalid('a backing format without a backing file');
   }
-  return makeGeometry({ version, clusterBits, refcountOrder, extendedL2: false });
+  if (options.extendedL2) {
+    if (version === 2) invalid('extended L2 entries need version 3 (compat 1.1)');
+    if (clusterSize < MIN_EXTENDED_CLUSTER) invalid('extended L2 entries need clusters of 16 KiB or more');
+  }
+  checkDataFile(options, version);
+  if ((options.preallocation ?? 'off') !== 'off' && options.backingFile !== undefined && !options.extendedL2) {
+    invalid('preallocated clusters would hide the backing file: together they need extended L2 entries');
+  }
+  return makeGeometry({ version, clusterBits, refcountOrder, extendedL2: options.extendedL2 ?? false });
+}
+
+function checkDataFile(options: CreateQcow2Options, version: 2 | 3): void {
+  const { dataFile, dataFileRaw } = options;
+  if (dataFileRaw && dataFile === undefined) invalid('a raw data file without a data file');
+  if (dataFile === undefined) return;
+  if (version === 2) invalid('an external data file needs version 3 (compat 1.1)');
+  if (dataFile === '') invalid('the external data file has no name');
+  if (dataFileRaw && options.backingFile !== undefined) invalid('a raw data file cannot show a backing file');
 }
 
 function invalid(why: string): never {
@@ -141,10 +235,10 @@ function encodeHeader(options: CreateQcow2Options, geometry: Geometry, layout: L
   const name = new TextEncoder().encode(options.backingFile ?? '');
   const headerLength = version === 2 ? HEADER_V2.size : HEADER_LENGTH;
 
-  const wanted =
-    options.backingFormat === undefined
-      ? []
-      : [{ type: EXTENSION.BACKING_FORMAT, data: new TextEncoder().encode(options.backingFormat) }];
+  const wanted = [
+    { type: EXTENSION.BACKING_FORMAT, text: options.backingFormat },
+    { type: EXTENSION.DATA_FILE, text: options.dataFile },
+  ].flatMap(({ type, text }) => (text === undefined ? [] : [{ type, data: new TextEncoder().encode(text) }]));
   // The table of names is a courtesy: left out where it would crowd out the backing file's name.
   let extensions = encodeExtensions(version === 3 ? [...wanted, featureNameTable()] : wanted);
   if (headerLength + extensions.length + MAX_BACKING_NAME > clusterSize) extensions = encodeExtensions(wanted);
@@ -169,8 +263,15 @@ function encodeHeader(options: CreateQcow2Options, geometry: Geometry, layout: L
   });
   if (version === 3) {
     HEADER_V3.write(view, {
-      incompatibleFeatures: { high: 0, low: zstd ? INCOMPATIBLE.COMPRESSION_TYPE : 0 },
+      incompatibleFeatures: {
+        high: 0,
+        low:
+          (zstd ? INCOMPATIBLE.COMPRESSION_TYPE : 0) |
+          (options.dataFile !== undefined ? INCOMPATIBLE.DATA_FILE : 0) |
+          (geometry.extendedL2 ? INCOMPATIBLE.EXTENDED_L2 : 0),
+      },
       compatibleFeatures: { high: 0, low: options.lazyRefcounts ? COMPATIBLE.LAZY_REFCOUNTS : 0 },
+      autoclearFeatures: { high: 0, low: options.dataFileRaw ? AUTOCLEAR.DATA_FILE_RAW : 0 },
       refcountOrder: geometry.refcountOrder,
       headerLength,
     });

@@ -66,12 +66,12 @@ async function openLayer(storage: Storage, options: LayerOpenOptions, opened: St
     return new Qcow2Layer({ ...parts, dataStorage: storage, tables: undefined, writer: undefined });
   }
   const l1 = await loadL1(storage, header, snapshot);
-  const dataStorage = await openDataFile(storage, header, options, opened);
+  const dataStorage = await openDataFile(storage, header, readOnly, options, opened);
   const slices = new SliceCache(storage, context.cache, header.geometry.sliceSize);
   const tables = { l1, slices };
   const writer = readOnly
     ? undefined
-    : await openWriter({ storage, header, snapshotTable, l1, slices, leases: parts.leases, options });
+    : await openWriter({ storage, dataStorage, header, snapshotTable, l1, slices, leases: parts.leases, options });
   // A dirty image that is open for writing has been repaired.
   const now = writer === undefined ? header : { ...header, dirty: false };
   return new Qcow2Layer({ ...parts, header: now, dataStorage, tables, writer });
@@ -121,12 +121,6 @@ function refuseUnwritable(header: Qcow2Header): void {
       'Open it read-only, or repair it.',
     );
   }
-  if (header.geometry.extendedL2) {
-    refuse('UNSUPPORTED', 'images with extended L2 entries cannot be written', 'Open it read-only.');
-  }
-  if ((header.incompatibleFeatures.low & INCOMPATIBLE.DATA_FILE) !== 0) {
-    refuse('UNSUPPORTED', 'images with an external data file cannot be written', 'Open it read-only.');
-  }
 }
 
 function sizeOf(header: Qcow2Header, snapshot: Qcow2Snapshot | undefined): number {
@@ -155,6 +149,7 @@ async function loadL1(
 async function openDataFile(
   storage: Storage,
   header: Qcow2Header,
+  readOnly: boolean,
   options: LayerOpenOptions,
   opened: Storage[],
 ): Promise<Storage> {
@@ -166,13 +161,14 @@ async function openDataFile(
       offset: header.headerLength,
     });
   }
-  const data = await options.context.openReferenced(name, storage, 'data file', { readOnly: true });
+  const data = await options.context.openReferenced(name, storage, 'data file', { readOnly });
   opened.push(data);
   return data;
 }
 
 async function openWriter(parts: {
   storage: Storage;
+  dataStorage: Storage;
   header: Qcow2Header;
   snapshotTable: SnapshotTable;
   l1: PointerTable;

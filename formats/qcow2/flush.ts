@@ -1,4 +1,5 @@
 import { ImageError, LunetteError } from '../core/errors.ts';
+import { settle } from '../image/chain-read.ts';
 import { type TableWrite, writeTable } from './pointer-table.ts';
 import type { RefcountTableJob } from './refcount.ts';
 import type { SliceBatch } from './slices.ts';
@@ -20,7 +21,8 @@ interface Job {
 /**
  * Writes metadata back in the order that survives a power cut:
  *
- * A. refcounts, new refcount blocks and tables; sync. Everything that was written before is durable now: data, new L2 tables.
+ * A. refcounts, new refcount blocks and tables; sync, an external data file too. Everything that was written before is durable now:
+ *    data, new L2 tables.
  *    (A'. what points to new refcount structures; sync.)
  * B. L2 entries, as they were when A began; sync.
  * C. L1 entries, as they were then; sync.
@@ -96,7 +98,7 @@ export class Flusher {
     const { storage, slices, refcounts, header } = this.#state.parts;
     await slices.writeBatch(job.refcounts);
     await refcounts.writeMoved(job.table);
-    await this.sync();
+    await this.sync(true);
     slices.finishBatch(job.refcounts);
     if (await refcounts.link(job.table, header)) await this.sync();
     if (job.mappings.slices.length > 0) {
@@ -111,10 +113,12 @@ export class Flusher {
   }
 
   /** A sync that fails may have lost writes that were reported as done: it is never tried again. */
-  async sync(): Promise<void> {
+  async sync(dataAsWell = false): Promise<void> {
+    const { storage, dataStorage } = this.#state.parts;
     this.#state.check();
     try {
-      await this.#state.parts.storage.sync();
+      if (dataAsWell && this.#state.external) await settle([dataStorage.sync(), storage.sync()]);
+      else await storage.sync();
     } catch (error) {
       const failure = new LunetteError(
         'IO',

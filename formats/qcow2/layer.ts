@@ -1,7 +1,7 @@
 import type { BlockCache } from '../cache/cache.ts';
 import { ImageError, LunetteError } from '../core/errors.ts';
 import type { IoVec } from '../core/iov.ts';
-import { divideUp } from '../core/units.ts';
+import { alignUp, divideUp } from '../core/units.ts';
 import type { BitmapStore, ChangeRecorder } from '../image/bitmaps.ts';
 import type { ExtentBuffer } from '../image/extent.ts';
 import type {
@@ -28,7 +28,7 @@ import { Mapping } from './mapping.ts';
 import { PointerTable } from './pointer-table.ts';
 import type { SliceCache } from './slices.ts';
 import { checkSnapshotL1, type Qcow2Snapshot } from './snapshot.ts';
-import { selectSnapshot } from './snapshot-editor.ts';
+import { type SnapshotEditor, selectSnapshot } from './snapshot-editor.ts';
 import type { Qcow2Writer } from './writer.ts';
 
 export interface Qcow2LayerParts {
@@ -86,7 +86,8 @@ export class Qcow2Layer implements Layer {
     const { clusterSize, version, compressedOffsetBits } = header.geometry;
     this.storage = storage;
     this.header = header;
-    this.endUnit = clusterSize;
+    // A data file of its own is cut with the disk.
+    this.endUnit = parts.dataStorage === storage ? clusterSize : 1;
     this.#snapshots = parts.snapshots;
     this.#cache = parts.cache;
     this.#size = parts.size;
@@ -102,7 +103,7 @@ export class Qcow2Layer implements Layer {
       header.backingFile === undefined ? undefined : { path: header.backingFile, format: header.backingFormat };
     this.limits = {
       allocationUnit: clusterSize,
-      zeroUnit: clusterSize,
+      zeroUnit: header.geometry.subclusterSize,
       // Version 2 cannot say "zeros here": a cluster that is given up shows the backing file again.
       discardUnit: version === 2 && this.parent !== undefined ? 0 : clusterSize,
     };
@@ -171,7 +172,7 @@ export class Qcow2Layer implements Layer {
   }
 
   reserve(offset: number, length: number): Promise<Reservation> {
-    return this.#writing().reserve(offset, length);
+    return this.#writing().reserve(offset, length, this.#size);
   }
 
   reserveCompressed(offset: number, lengths: readonly number[]): Promise<CompressedReservation> {
@@ -179,23 +180,33 @@ export class Qcow2Layer implements Layer {
   }
 
   zero(offset: number, length: number, unmap: boolean): Promise<boolean> {
-    return this.#writing().zero(offset, length, unmap);
+    return this.#writing().zero(offset, this.#withTail(offset, length), unmap);
   }
 
   release(offset: number, length: number): Promise<boolean> {
-    return this.#writing().release(offset, length);
+    return this.#writing().release(offset, this.#withTail(offset, length));
+  }
+
+  /** The length of a range that goes to the end of its last cluster where that is the disk's: the rest is nobody else's. */
+  #withTail(offset: number, length: number): number {
+    if (offset + length < this.#size || this.#dataStorage !== this.storage) return length;
+    return alignUp(this.#size, this.header.geometry.clusterSize) - offset;
+  }
+
+  async condemn(error: ImageError): Promise<void> {
+    await this.#writer?.condemn(error);
   }
 
   async resize(size: number, options: ResizeOptions): Promise<void> {
     await this.#writing().resize(this.#size, size, options, () => this.#resized(size));
   }
 
-  createSnapshot(name: string, options: NewSnapshotOptions): Promise<Qcow2Snapshot> {
-    return this.#writing().snapshots.create(name, this.#size, options);
+  async createSnapshot(name: string, options: NewSnapshotOptions): Promise<Qcow2Snapshot> {
+    return this.#snapshotEditor().create(name, this.#size, options);
   }
 
   async applySnapshot(reference: SnapshotReference): Promise<void> {
-    const { snapshots } = this.#writing();
+    const snapshots = this.#snapshotEditor();
     const snapshot = selectSnapshot(snapshots.table.snapshots, reference);
     const size = snapshot.diskSize ?? this.#size;
     if (!Number.isSafeInteger(size) || size % 512 !== 0) {
@@ -208,7 +219,7 @@ export class Qcow2Layer implements Layer {
   }
 
   async deleteSnapshot(reference: SnapshotReference): Promise<void> {
-    const { snapshots } = this.#writing();
+    const snapshots = this.#snapshotEditor();
     const snapshot = selectSnapshot(snapshots.table.snapshots, reference);
     if (this.#views.has(snapshot.l1TableOffset)) {
       throw new ImageError('LOCKED', `snapshot ${snapshot.id} is open`, { path: this.storage.path });
@@ -306,6 +317,14 @@ export class Qcow2Layer implements Layer {
   #mapped(): Mapping {
     if (this.#mapping !== undefined) return this.#mapping;
     throw new LunetteError('INVALID', 'the image was opened only to be described', { path: this.storage.path });
+  }
+
+  #snapshotEditor(): SnapshotEditor {
+    const { snapshots } = this.#writing();
+    if (this.#dataStorage === this.storage) return snapshots;
+    throw new ImageError('UNSUPPORTED', 'an image with an external data file has no internal snapshots', {
+      path: this.storage.path,
+    });
   }
 
   #writing(): Qcow2Writer {

@@ -273,14 +273,19 @@ export class Mapping {
       const writable = (high & COPIED) !== 0 && tableWritable && !this.#isMetadata(offset);
       while (at < clusterStop) {
         const index = Math.floor((at - clusterStart) / subclusterSize);
-        const length = Math.min(clusterStart + (index + 1) * subclusterSize, clusterStop) - at;
+        // Subclusters of one kind together: as many as there are ones from this bit on.
+        const kind =
+          ((allocated >>> index) & 1) !== 0 ? allocated : ((zeros >>> index) & 1) !== 0 ? zeros : ~(allocated | zeros);
+        const others = ~(kind >>> index);
+        const run = others === 0 ? 32 : 31 - Math.clz32(others & -others);
+        const length = Math.min(clusterStart + (index + run) * subclusterSize, clusterStop) - at;
         const host = offset + (at - clusterStart);
         let done: boolean;
-        if (((allocated >>> index) & 1) !== 0) {
+        if (kind === allocated) {
           done = reachable
             ? out.append(DATA, length, this.#dataStorage, host, writable ? WRITABLE : 0)
             : out.append(ZERO, length);
-        } else if (((zeros >>> index) & 1) !== 0) {
+        } else if (kind === zeros) {
           done = placed ? out.append(ZERO, length, this.#dataStorage, host, ALLOCATED) : out.append(ZERO, length);
         } else {
           done = out.append(ABSENT, length);

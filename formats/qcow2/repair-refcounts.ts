@@ -128,6 +128,8 @@ class Repair {
       if (table === 0) continue;
       const alone = this.#counts.get(table / clusterSize) === 1;
       if (l1.copied(index) !== alone) l1.set(index, table, alone);
+      // Data in a file of its own has no refcounts: its flags are as its writer left them.
+      if (this.#state.external) continue;
       // Entries of a table that a snapshot has as well are shared with it, all of them.
       for (let i = 0; i < slicesPerCluster; i++) await this.#copiedInSlice(table / sliceSize + i);
       if (this.#state.parts.cache.pinnedFull) await this.#flush();

@@ -1,32 +1,50 @@
 import { LunetteError } from '../core/errors.ts';
 import { alignDown, alignUp, MiB } from '../core/units.ts';
 import type { Region, Reservation } from '../image/layer.ts';
-import { EntryView } from './entry.ts';
-import { COPIED, setEntry } from './l2.ts';
+import { ALL_SUBCLUSTERS, EntryView, putEntry, touchedSubclusters } from './entry.ts';
 import { ensureL2Table } from './l2-tables.ts';
 import type { WriteState } from './write-state.ts';
 
 /** Most bytes in one reservation: longer writes come again. */
 const MAX_RESERVATION = 4 * MiB;
 /** Most separate places in one reservation: a fragmented file costs more calls, not more memory. */
-const MAX_REGIONS = 64;
+const MAX_PLACES = 64;
 
 /** Host clusters for guest clusters that follow each other. */
 interface Placed {
   readonly host: number;
   count: number;
   readonly fresh: boolean;
-  /** Newly allocated: to be given back when the write fails. A preallocated zero cluster is written in its own place. */
+  /** Newly allocated: to be given back when the write fails. Clusters that have a place of their own are written there. */
   readonly allocated: boolean;
+}
+
+/** What a write asks for, inside one slice of an L2 table. */
+interface Wanted {
+  /** Guest offsets. */
+  readonly offset: number;
+  readonly end: number;
+  /** Guest offset of the first cluster, how many there are, and where the first has its entry. */
+  readonly start: number;
+  readonly count: number;
+  readonly slice: number;
+  readonly firstEntry: number;
 }
 
 /**
  * Makes room for a write: clusters of their own for guest clusters that have none, or share theirs. Stays within one slice of an L2
  * table, which is held until commit or abort. Callers hold the mutex.
+ *
+ * @param diskSize bytes: what an external data file needs not be longer than
  */
-export async function makeReservation(state: WriteState, offset: number, length: number): Promise<Reservation> {
+export async function makeReservation(
+  state: WriteState,
+  offset: number,
+  length: number,
+  diskSize: number,
+): Promise<Reservation> {
   const { geometry, slices } = state.parts;
-  const { clusterSize, sliceSize, sliceCoverage, l2Coverage } = geometry;
+  const { clusterSize, sliceSize, sliceCoverage, l2Coverage, entrySize } = geometry;
   const start = alignDown(offset, clusterSize);
   const limit = Math.min(
     alignUp(offset + length, clusterSize),
@@ -38,12 +56,19 @@ export async function makeReservation(state: WriteState, offset: number, length:
   await slices.hold(slice, 'mapping');
   const placed: Placed[] = [];
   try {
-    const first = (start % sliceCoverage) / clusterSize;
-    const count = (limit - start) / clusterSize;
-    const covered = await place(state, slice, first, count, placed);
-    const end = start + covered * clusterSize;
-    const fill = needsCurrent(state, slice, first, covered, offset > start, offset + length < end);
-    return new Qcow2Reservation(state, { slice, start, end, placed, fill });
+    const wanted = {
+      offset,
+      end: Math.min(offset + length, limit),
+      start,
+      count: (limit - start) / clusterSize,
+      slice,
+      firstEntry: ((start % sliceCoverage) / clusterSize) * entrySize,
+    };
+    const covered = await place(state, wanted, placed);
+    const reached = Math.min(wanted.end, start + covered * clusterSize);
+    const plan = planRegions(state, { ...wanted, end: reached, count: covered }, placed, diskSize);
+    const end = alignUp(reached, geometry.subclusterSize);
+    return new Qcow2Reservation(state, { slice, start, end, placed, ...plan });
   } catch (error) {
     await giveBack(state, placed);
     slices.unhold(slice);
@@ -51,67 +76,133 @@ export async function makeReservation(state: WriteState, offset: number, length:
   }
 }
 
-/** Finds or allocates host clusters for the guest clusters [first, first + count) of a slice. @returns how many got one */
-async function place(
-  state: WriteState,
-  slice: number,
-  first: number,
-  count: number,
-  placed: Placed[],
-): Promise<number> {
-  const { geometry, slices, allocator } = state.parts;
-  const { clusterSize, sliceSize, entrySize } = geometry;
+/** Reads the entry of the cluster number `index` of a reservation. */
+function readEntry(state: WriteState, wanted: Wanted, index: number, entry: EntryView): void {
+  const { geometry, slices } = state.parts;
+  const bytes = slices.peek(wanted.slice) as Uint8Array;
+  const at = wanted.firstEntry + index * geometry.entrySize;
+  entry.read(state, bytes, at, wanted.slice * geometry.sliceSize, wanted.start + index * geometry.clusterSize);
+}
+
+/** Subclusters of the cluster number `index` that the write touches. */
+function touched(state: WriteState, wanted: Wanted, index: number): number {
+  const { geometry } = state.parts;
+  const cluster = wanted.start + index * geometry.clusterSize;
+  const to = Math.min(wanted.end - cluster, geometry.clusterSize);
+  return touchedSubclusters(geometry, Math.max(0, wanted.offset - cluster), to);
+}
+
+/** Finds or allocates host clusters for the guest clusters of a write. @returns how many got one */
+async function place(state: WriteState, wanted: Wanted, placed: Placed[]): Promise<number> {
+  const { geometry, allocator } = state.parts;
+  const { clusterSize } = geometry;
+  const { count, start } = wanted;
   const entry = new EntryView();
-  const read = (index: number): void => {
-    entry.read(state, slices.peek(slice) as Uint8Array, index * entrySize, slice * sliceSize);
-  };
+  if (state.external) {
+    for (let i = 0; i < count; i++) readEntry(state, wanted, i, entry); // none of them may be broken
+    placed.push({ host: start, count, fresh: false, allocated: false });
+    return count;
+  }
   let done = 0;
-  while (done < count && placed.length < MAX_REGIONS) {
-    read(first + done);
-    const own = entry.copied && !entry.compressed && entry.offset !== 0;
-    if (own) {
-      // Its data can be written in place already: only the cluster asked for first is taken all the same.
-      if (!entry.zero && done > 0) break;
+  while (done < count && placed.length < MAX_PLACES) {
+    readEntry(state, wanted, done, entry);
+    if (entry.own) {
+      // Where it holds data it can be written in place already: only the cluster asked for first is taken all the same.
+      if (done > 0 && (touched(state, wanted, done) & ~entry.allocated) === 0) break;
       const last = placed[placed.length - 1];
       if (last !== undefined && !last.allocated && last.host + last.count * clusterSize === entry.offset) last.count++;
       else placed.push({ host: entry.offset, count: 1, fresh: false, allocated: false });
       done++;
       continue;
     }
-    let wanted = 1;
-    for (; done + wanted < count; wanted++) {
-      read(first + done + wanted);
-      if (entry.copied && !entry.compressed && entry.offset !== 0) break;
+    let missing = 1;
+    for (; done + missing < count; missing++) {
+      readEntry(state, wanted, done + missing, entry);
+      if (entry.own) break;
     }
-    while (wanted > 0 && placed.length < MAX_REGIONS) {
-      const run = await allocator.allocate(wanted);
+    while (missing > 0 && placed.length < MAX_PLACES) {
+      const run = await allocator.allocate(missing);
       placed.push({ host: run.first * clusterSize, count: run.count, fresh: run.fresh, allocated: true });
       done += run.count;
-      wanted -= run.count;
+      missing -= run.count;
     }
   }
   return done;
 }
 
-/** Whether the parts of the first and last cluster that are not written hold something, here or below. */
-function needsCurrent(
+/**
+ * What has to be filled: the subclusters that the write touches, and those with data that has to move because their cluster gets another
+ * place. What is left out stays as it is: zeros, or the parent's.
+ */
+function planRegions(
   state: WriteState,
-  slice: number,
-  first: number,
-  count: number,
-  head: boolean,
-  tail: boolean,
-): Region['fill'] {
-  const { geometry, slices, hasParent } = state.parts;
+  wanted: Wanted,
+  placed: readonly Placed[],
+  diskSize: number,
+): { regions: Region[]; filled: Uint32Array } {
+  const { geometry, dataStorage, hasParent } = state.parts;
+  const { clusterSize, subclusterSize } = geometry;
   const entry = new EntryView();
-  const holds = (index: number): boolean => {
-    const bytes = slices.peek(slice) as Uint8Array;
-    entry.read(state, bytes, index * geometry.entrySize, slice * geometry.sliceSize);
-    if (entry.compressed) return true;
-    if (entry.zero) return false;
-    return entry.offset !== 0 || hasParent;
+  const filled = new Uint32Array(wanted.count);
+  const regions: { -readonly [K in keyof Region]: Region[K] }[] = [];
+  const dataEnd = state.external ? Math.max(diskSize, wanted.end) : Number.POSITIVE_INFINITY;
+  let index = 0;
+  for (const { host, count, fresh } of placed) {
+    for (let i = 0; i < count; i++, index++) {
+      readEntry(state, wanted, index, entry);
+      const cluster = wanted.start + index * clusterSize;
+      const target = host + i * clusterSize;
+      const write = touched(state, wanted, index);
+      const stays = entry.placed && entry.offset === target;
+      const moved = stays ? 0 : entry.compressed ? ALL_SUBCLUSTERS : entry.allocated;
+      const fill = (write | moved) >>> 0;
+      filled[index] = fill;
+      // Subclusters of which a part is not written: what that part shows now, here or below.
+      const shows = entry.compressed ? ALL_SUBCLUSTERS : hasParent ? ~entry.zeros : entry.allocated;
+      const inside = write & ~partial(geometry, wanted, cluster);
+      const current = (fill & ~inside & shows) >>> 0;
+      for (let from = 0; from < 32; ) {
+        const rest = fill >>> from;
+        if (rest === 0) break;
+        from += trailingZeros(rest);
+        const run = Math.min(32 - from, trailingZeros(~(fill >>> from)));
+        const at = geometry.extendedL2 ? from * subclusterSize : 0;
+        const length = Math.min(geometry.extendedL2 ? run * subclusterSize : clusterSize, dataEnd - cluster - at);
+        const kind = (current & ((ALL_SUBCLUSTERS >>> (32 - run)) << from)) !== 0 ? 'current' : 'zero';
+        const last = regions[regions.length - 1];
+        if (
+          last !== undefined &&
+          last.fresh === fresh &&
+          last.storageOffset + last.length === target + at &&
+          last.guestOffset + last.length === cluster + at
+        ) {
+          last.length += length;
+          if (kind === 'current') last.fill = kind;
+        } else {
+          const guestOffset = cluster + at;
+          regions.push({ storage: dataStorage, storageOffset: target + at, length, guestOffset, fill: kind, fresh });
+        }
+        from += run;
+      }
+    }
+  }
+  return { regions, filled };
+}
+
+/** Subclusters of a cluster that the write covers in part. */
+function partial(geometry: WriteState['parts']['geometry'], wanted: Wanted, cluster: number): number {
+  const { clusterSize, subclusterSize } = geometry;
+  const edge = (at: number): number => {
+    const within = at - cluster;
+    if (within <= 0 || within >= clusterSize || within % subclusterSize === 0) return 0;
+    return touchedSubclusters(geometry, within, within + 1);
   };
-  return (head && holds(first)) || (tail && holds(first + count - 1)) ? 'current' : 'zero';
+  return edge(wanted.offset) | edge(wanted.end);
+}
+
+/** Number of zero bits below the lowest one; 32 for 0. */
+function trailingZeros(bits: number): number {
+  return bits === 0 ? 32 : 31 - Math.clz32(bits & -bits);
 }
 
 async function giveBack(state: WriteState, placed: readonly Placed[]): Promise<void> {
@@ -128,25 +219,28 @@ class Qcow2Reservation implements Reservation {
   readonly #slice: number;
   readonly #start: number;
   readonly #placed: readonly Placed[];
+  /** Subclusters of each cluster that the regions fill. */
+  readonly #filled: Uint32Array;
   #settled = false;
 
   constructor(
     state: WriteState,
-    parts: { slice: number; start: number; end: number; placed: readonly Placed[]; fill: Region['fill'] },
+    parts: {
+      slice: number;
+      start: number;
+      end: number;
+      placed: readonly Placed[];
+      regions: readonly Region[];
+      filled: Uint32Array;
+    },
   ) {
-    const { storage, geometry } = state.parts;
     this.#state = state;
     this.#slice = parts.slice;
     this.#start = parts.start;
     this.#placed = parts.placed;
+    this.#filled = parts.filled;
     this.end = parts.end;
-    let guestOffset = parts.start;
-    this.regions = parts.placed.map(({ host, count, fresh }) => {
-      const length = count * geometry.clusterSize;
-      const region = { storage, storageOffset: host, length, guestOffset, fill: parts.fill, fresh };
-      guestOffset += length;
-      return region;
-    });
+    this.regions = parts.regions;
   }
 
   /** Enters the clusters into the L2 table. The slice is held, so this happens in the tick of the call. */
@@ -160,13 +254,16 @@ class Qcow2Reservation implements Reservation {
       const bytes = slices.modify(this.#slice);
       const entry = new EntryView();
       let guest = this.#start;
+      let index = 0;
       for (const { host, count } of this.#placed) {
-        for (let i = 0; i < count; i++, guest += clusterSize) {
+        for (let i = 0; i < count; i++, guest += clusterSize, index++) {
           const at = ((guest % sliceCoverage) / clusterSize) * entrySize;
-          const target = host + i * clusterSize;
-          entry.read(state, bytes, at, this.#slice * sliceSize);
-          if (entry.compressed || entry.offset !== target) entry.unlink(state, guest, false);
-          setEntry(bytes, at, target, COPIED, 0);
+          const offset = host + i * clusterSize;
+          entry.read(state, bytes, at, this.#slice * sliceSize, guest);
+          const stays = entry.placed && entry.offset === offset;
+          if (!stays) entry.unlink(state, guest, false);
+          const allocated = ((stays ? entry.allocated : 0) | (this.#filled[index] as number)) >>> 0;
+          putEntry(geometry, bytes, at, { offset, copied: true, allocated, zeros: (entry.zeros & ~allocated) >>> 0 });
         }
       }
     } finally {

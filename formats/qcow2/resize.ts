@@ -4,12 +4,16 @@ import { alignUp, divideUp } from '../core/units.ts';
 import type { ResizeOptions } from '../image/layer.ts';
 import { EntryView } from './entry.ts';
 import { HEADER_V2, MAX_L1_BYTES } from './header.ts';
+import type { Preallocation } from './preallocate.ts';
 import type { SnapshotEditorHost } from './snapshot-editor.ts';
+import { zeroFill } from './zero-fill.ts';
 
 /** What resizing asks of the writer. */
 export interface ResizeHost extends SnapshotEditorHost {
   /** As Qcow2Writer.zero and release for whole clusters, also behind the disk's end: with nothing left in their place, or zeros. */
-  zeroRange(offset: number, length: number, mode: 'deallocate' | 'unmap'): Promise<void>;
+  zeroRange(offset: number, length: number, mode: 'deallocate' | 'unmap' | 'keep'): Promise<void>;
+  /** As Qcow2Writer.preallocate. */
+  preallocate(from: number, to: number, mode: Preallocation): Promise<void>;
 }
 
 /**
@@ -24,13 +28,11 @@ export async function resizeDisk(
   change: { from: number; to: number; hasSnapshots: boolean; options: ResizeOptions; switched: () => void },
 ): Promise<void> {
   const { from, to, options, switched } = change;
-  const { geometry, storage } = host.state.parts;
+  const { geometry, storage, dataStorage, rawData } = host.state.parts;
   const refuse = (code: 'UNSUPPORTED' | 'TOO_LARGE', why: string): never => {
     throw new ImageError(code, why, { path: storage.path });
   };
   if (to % 512 !== 0) throw new LunetteError('INVALID', `a size of ${to} bytes is no multiple of 512`);
-  if (options.preallocation !== 'off')
-    refuse('UNSUPPORTED', 'qcow2 images cannot be preallocated while they are resized');
   if (geometry.version === 2 && change.hasSnapshots) {
     refuse(
       'UNSUPPORTED',
@@ -54,7 +56,11 @@ export async function resizeDisk(
   if (to > from) {
     if (entries > host.state.parts.l1.entries) await growL1(host, entries);
     await dropBehind(host, from);
-    await coverParent(host, from, Math.min(to, options.shownTo ?? 0));
+    // A raw data file shows all of itself: its entries have to say so.
+    const mode = rawData && options.preallocation === 'off' ? 'metadata' : options.preallocation;
+    if (host.state.external) await growDataFile(host, from, to, mode !== 'off');
+    if (mode !== 'off') await host.preallocate(alignUp(from, geometry.clusterSize), to, mode);
+    await coverParent(host, from, Math.min(to, options.shownTo ?? 0), mode === 'off' ? 'unmap' : 'keep');
     await host.quiet();
     await sayNewSize();
   } else if (to < from) {
@@ -62,11 +68,30 @@ export async function resizeDisk(
     try {
       await dropBehind(host, to);
       await host.quiet();
+      if (host.state.external && dataStorage.growsZeroed) await dataStorage.resize(to);
     } catch (error) {
       // What is behind the end is not seen, and goes when the disk grows again: the disk has its new size.
       if (!(error instanceof LunetteError)) throw error;
     }
   }
+}
+
+/**
+ * Makes an external data file long enough. What it has behind the disk's old end is not the disk's.
+ *
+ * @param shown all of the new space will be seen as it is, not only the rest of the cluster that the old end cuts
+ */
+async function growDataFile(host: ResizeHost, from: number, to: number, shown: boolean): Promise<void> {
+  const { dataStorage, geometry } = host.state.parts;
+  const end = Math.min(to, dataStorage.size, shown ? to : alignUp(from, geometry.clusterSize));
+  if (end > from) await zeroFill(dataStorage, from, end - from);
+  if (dataStorage.size >= to) return;
+  if (!dataStorage.growsZeroed) {
+    throw new ImageError('TOO_LARGE', `the device with its data is smaller than ${to} bytes`, {
+      path: dataStorage.path,
+    });
+  }
+  await dataStorage.resize(to);
 }
 
 /** Moves the L1 table to where it has room for more entries. */
@@ -122,8 +147,9 @@ async function dropTable(host: ResizeHost, index: number): Promise<void> {
         try {
           const bytes = slices.peek(slice) as Uint8Array;
           for (let j = 0; j < sliceEntries; j++) {
-            entry.read(state, bytes, j * entrySize, slice * sliceSize);
-            if (drop) entry.unlink(state, index * l2Coverage + (i * sliceEntries + j) * clusterSize, true);
+            const guest = index * l2Coverage + (i * sliceEntries + j) * clusterSize;
+            entry.read(state, bytes, j * entrySize, slice * sliceSize, guest);
+            if (drop) entry.unlink(state, guest, true);
           }
         } finally {
           slices.unhold(slice);
@@ -137,7 +163,7 @@ async function dropTable(host: ResizeHost, index: number): Promise<void> {
 }
 
 /** Says "zeros" of new clusters in which a longer parent would show. */
-async function coverParent(host: ResizeHost, size: number, end: number): Promise<void> {
+async function coverParent(host: ResizeHost, size: number, end: number, mode: 'unmap' | 'keep'): Promise<void> {
   const { geometry, storage } = host.state.parts;
   const start = alignUp(size, geometry.clusterSize);
   if (start >= end) return;
@@ -146,5 +172,5 @@ async function coverParent(host: ResizeHost, size: number, end: number): Promise
       path: storage.path,
     });
   }
-  await host.zeroRange(start, end - start, 'unmap');
+  await host.zeroRange(start, end - start, mode);
 }

@@ -19,6 +19,10 @@ import { Unlinked } from './unlinked.ts';
 
 export interface WriteStateParts {
   readonly storage: Storage;
+  /** Where data clusters are: `storage`, or an external data file. */
+  readonly dataStorage: Storage;
+  /** The external data file is the disk as a raw image: zeros are written into it, and no mapping hides what it holds. */
+  readonly rawData: boolean;
   readonly geometry: Geometry;
   readonly cache: BlockCache;
   readonly slices: SliceCache;
@@ -47,6 +51,11 @@ export class WriteState {
 
   constructor(parts: WriteStateParts) {
     this.parts = parts;
+  }
+
+  /** Data is in a file of its own, each cluster at its guest offset; nobody counts references to it. */
+  get external(): boolean {
+    return this.parts.dataStorage !== this.parts.storage;
   }
 
   /** Why nothing is written any more; undefined while all is well. */

@@ -18,6 +18,7 @@ import type { Mapping } from './mapping.ts';
 import { MetadataMap } from './metadata-map.ts';
 import { Mutex } from './mutex.ts';
 import type { PointerTable } from './pointer-table.ts';
+import { type Preallocation, preallocate } from './preallocate.ts';
 import { Refcounts } from './refcount.ts';
 import { repairRefcounts } from './repair-refcounts.ts';
 import { makeReservation } from './reservation.ts';
@@ -32,6 +33,8 @@ const MAX_UNLINKED = 64 * 1024;
 
 export interface Qcow2WriterParts {
   readonly storage: Storage;
+  /** Where data clusters are: `storage`, or an external data file. */
+  readonly dataStorage: Storage;
   readonly header: Qcow2Header;
   readonly snapshotTable: SnapshotTable;
   readonly l1: PointerTable;
@@ -78,6 +81,8 @@ export class Qcow2Writer {
     const allocator = new Allocator({ storage, slices, geometry, metadata, refcounts });
     const state = new WriteState({
       storage,
+      dataStorage: parts.dataStorage,
+      rawData: (header.autoclearFeatures.low & AUTOCLEAR.DATA_FILE_RAW) !== 0,
       geometry,
       cache: parts.cache,
       slices,
@@ -104,15 +109,16 @@ export class Qcow2Writer {
   }
 
   /**
-   * Clears the autoclear bits, durably: they vouch for something that a write makes untrue. That of the bitmaps stays, since they take
-   * note of it.
+   * Clears the autoclear bits, durably, that vouch for something that a write makes untrue. Those that we keep true stay: bitmaps that take
+   * note of writes, a raw data file.
    */
   async beginWrite(): Promise<void> {
     this.#state.check();
     this.#begun = true;
     const { high, low } = this.#header.autoclearFeatures;
     if (high === 0 && low === 0) return;
-    const kept = (await this.bitmaps.begin()) ? low & AUTOCLEAR.BITMAPS : 0;
+    const bitmaps = (await this.bitmaps.begin()) ? AUTOCLEAR.BITMAPS : 0;
+    const kept = low & (bitmaps | AUTOCLEAR.DATA_FILE_RAW);
     if (high !== 0 || low !== kept) {
       await this.#state.parts.header.update((view) => {
         HEADER_V3.write(view, { autoclearFeatures: { high: 0, low: kept } });
@@ -121,9 +127,10 @@ export class Qcow2Writer {
     await this.#state.parts.storage.sync();
   }
 
-  async reserve(offset: number, length: number): Promise<Reservation> {
+  /** @param diskSize bytes */
+  async reserve(offset: number, length: number, diskSize: number): Promise<Reservation> {
     await this.#relieve();
-    return this.#retried(() => makeReservation(this.#state, offset, length));
+    return this.#retried(() => makeReservation(this.#state, offset, length, diskSize));
   }
 
   /** As Layer.reserveCompressed. */
@@ -132,22 +139,27 @@ export class Qcow2Writer {
     return this.#retried(() => makeCompressedReservation(this.#state, offset, lengths));
   }
 
-  /** As Layer.zero: false where version 2 cannot. */
+  /** As Layer.zero: false where version 2 cannot, and for a part of a compressed cluster. */
   async zero(offset: number, length: number, unmap: boolean): Promise<boolean> {
+    const { rawData, dataStorage } = this.#state.parts;
+    this.#state.check();
+    // Only there: a zero flag that a power cut brings back would hide what was written to the data file since.
+    if (rawData) return dataStorage.writeZeroes(offset, length, unmap);
     if (this.#header.geometry.version === 2) return unmap && this.release(offset, length);
-    await this.#zeroRange(offset, length, unmap ? 'unmap' : 'keep');
-    return true;
+    return this.#zeroRange(offset, length, unmap ? 'unmap' : 'keep');
   }
 
   /** As Layer.release: false where version 2 has a backing file, which would show again. */
   async release(offset: number, length: number): Promise<boolean> {
-    if (this.#header.geometry.version === 2) {
-      if (this.#state.parts.hasParent) return false;
-      await this.#zeroRange(offset, length, 'deallocate');
-    } else {
-      await this.#zeroRange(offset, length, 'unmap');
-    }
-    return true;
+    const { rawData, hasParent } = this.#state.parts;
+    if (rawData) return this.zero(offset, length, true);
+    if (this.#header.geometry.version > 2) return this.#zeroRange(offset, length, 'unmap');
+    return !hasParent && this.#zeroRange(offset, length, 'deallocate');
+  }
+
+  /** As Layer.condemn: sets the corrupt bit and stops writing. */
+  condemn(error: ImageError): Promise<void> {
+    return this.#state.markCorrupt(error);
   }
 
   /** As Layer.resize. @param switched called when the disk has its new size */
@@ -155,6 +167,12 @@ export class Qcow2Writer {
     this.bitmaps.admitResize(to);
     const hasSnapshots = this.snapshots.table.snapshots.length > 0;
     await resizeDisk(this.#host(), { from, to, hasSnapshots, options, switched });
+  }
+
+  /** Maps guest clusters that have no place yet: see preallocate.ts. Nothing else may be going on. */
+  preallocate(from: number, to: number, mode: Preallocation): Promise<void> {
+    this.#begun = true;
+    return preallocate(this.#state, from, to, mode, () => this.#relieve());
   }
 
   flush(): Promise<void> {
@@ -199,7 +217,10 @@ export class Qcow2Writer {
       switchSector: (offset: number, bytes: Uint8Array) =>
         this.#switch(() => this.#state.parts.storage.writev(offset, IoVec.of(bytes))),
       switchSize: (size: number, change: (view: DataView) => void) => this.bitmaps.resize(size, change),
-      zeroRange: (offset: number, length: number, mode: ZeroMode) => this.#zeroRange(offset, length, mode),
+      preallocate: (from: number, to: number, mode: Preallocation) => this.preallocate(from, to, mode),
+      zeroRange: async (offset: number, length: number, mode: ZeroMode) => {
+        await this.#zeroRange(offset, length, mode);
+      },
     };
   }
 
@@ -228,13 +249,19 @@ export class Qcow2Writer {
     await this.#flusher.sync();
   }
 
-  async #zeroRange(offset: number, length: number, mode: ZeroMode): Promise<void> {
-    const end = alignUp(offset + length, this.#header.geometry.clusterSize);
+  /** @returns false when that cannot be said of part of a compressed cluster: nothing has changed there */
+  async #zeroRange(offset: number, length: number, mode: ZeroMode): Promise<boolean> {
+    const end = alignUp(offset + length, this.#header.geometry.subclusterSize);
     for (let at = offset; at < end; ) {
       await this.#relieve();
-      const from = at;
-      at = await this.#retried(() => zeroSlice(this.#state, from, end, mode));
+      const start = at;
+      at = await this.#retried(() => zeroSlice(this.#state, { start, end, mode }));
+      if (at < 0) return false;
     }
+    // Nobody else can get the space of an external data file: it is given back now, before anything new is written there.
+    const { dataStorage } = this.#state.parts;
+    if (this.#state.external && mode === 'unmap') await dataStorage.discard(offset, length).catch(() => false);
+    return true;
   }
 
   /** Before more becomes dirty: writes back when there is too much already. */

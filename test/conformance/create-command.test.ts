@@ -19,6 +19,8 @@ const SHAPES: readonly (readonly [format: string, options: string])[] = [
   ['qcow2', 'cluster_size=512,refcount_bits=1'],
   ['qcow2', 'cluster_size=2M,compression_type=zstd,lazy_refcounts=on'],
   ['qcow2', 'compat=0.10'],
+  ['qcow2', 'extended_l2=on,preallocation=metadata'],
+  ['qcow2', 'cluster_size=4k,preallocation=falloc'],
   ['vmdk', 'adapter_type=ide'],
   ['vmdk', 'subformat=monolithicFlat'],
   ['vmdk', 'subformat=twoGbMaxExtentSparse,hwversion=10'],

@@ -5,9 +5,11 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { GiB, KiB, MiB, TiB } from '../../formats/core/units.ts';
+import { ImageHost } from '../../formats/open.ts';
 import { type CreateQcow2Options, createQcow2 } from '../../formats/qcow2/create.ts';
 import { MemoryStorage } from '../../formats/storage/memory.ts';
 import { Qcow2File } from '../support/qcow2-file.ts';
+import { readAll } from '../support/qcow2-images.ts';
 import { qemu } from '../support/qemu.ts';
 import { requires } from '../support/requires.ts';
 import { temporaryDirectory } from '../support/temporary.ts';
@@ -42,6 +44,35 @@ const CASES: readonly [string, CreateQcow2Options, readonly string[]][] = [
     { size: GiB, backingFile: 'base.raw', backingFormat: 'raw', clusterSize: 512 },
     ['backing_file=base.raw', 'backing_fmt=raw', 'cluster_size=512'],
   ],
+  ['extended L2 entries', { size: GiB, extendedL2: true }, ['extended_l2=on']],
+  [
+    'extended L2 entries in clusters of 16 KiB',
+    { size: GiB + 512, extendedL2: true, clusterSize: 16 * KiB },
+    ['extended_l2=on', 'cluster_size=16k'],
+  ],
+  ['preallocated metadata', { size: 100 * MiB, preallocation: 'metadata' }, ['preallocation=metadata']],
+  [
+    'preallocated metadata of version 2',
+    { size: 10 * MiB, preallocation: 'metadata', version: 2 },
+    ['preallocation=metadata', 'compat=0.10'],
+  ],
+  [
+    'preallocated space in clusters of 512 bytes',
+    { size: 2 * MiB + 512, preallocation: 'falloc', clusterSize: 512 },
+    ['preallocation=falloc', 'cluster_size=512'],
+  ],
+  ['full preallocation', { size: 5 * MiB, preallocation: 'full' }, ['preallocation=full']],
+  [
+    'preallocated metadata with extended L2 entries over a backing file',
+    { size: 5 * MiB, preallocation: 'metadata', extendedL2: true, backingFile: 'base.raw', backingFormat: 'raw' },
+    ['preallocation=metadata', 'extended_l2=on', 'backing_file=base.raw', 'backing_fmt=raw'],
+  ],
+  ['a data file', { size: 5 * MiB, dataFile: 'data.raw' }, ['data_file=data.raw']],
+  [
+    'a raw data file',
+    { size: 5 * MiB + 512, dataFile: 'data.raw', dataFileRaw: true },
+    ['data_file=data.raw', 'data_file_raw=on'],
+  ],
 ];
 
 for (const [what, options, theirs] of CASES) {
@@ -50,10 +81,29 @@ for (const [what, options, theirs] of CASES) {
     await writeFile(join(directory, 'base.raw'), new Uint8Array(MiB));
     const ours = join(directory, 'disk.qcow2');
     const storage = new MemoryStorage();
-    await createQcow2(storage, options);
+    const dataStorage = options.dataFile === undefined ? undefined : new MemoryStorage();
+    await createQcow2(storage, { ...options, dataStorage });
     await writeFile(ours, storage.toBytes());
+    if (dataStorage !== undefined) await writeFile(join(directory, 'data.raw'), dataStorage.toBytes());
+    // QEMU looks for data files in the directory that it runs in, and so does who makes them.
+    const cwd = process.cwd();
+    process.chdir(directory);
+    t.after(() => process.chdir(cwd));
     await qemu.assertClean(ours);
     assert.deepEqual(new Qcow2File(storage.toBytes()).inspect(), { corruptions: [], leaks: [], missingCopied: [] });
+    if (options.size > 0 && options.size < GiB) {
+      const all = new ImageHost();
+      const image = await all.open(ours, { readOnly: true });
+      const shown = await readAll(image);
+      await image.close();
+      assert.ok(
+        shown.every((byte) => byte === 0),
+        'reads as zeros',
+      );
+      const length = Math.floor(options.size / 512) * 512;
+      await qemu.io(ours, `read -q -P 0 0 ${length}`, `write -q -P 3 0 ${length}`);
+      await qemu.assertClean(ours);
+    }
 
     const other = join(directory, 'other.qcow2');
     const more = theirs.length > 0 ? ['-o', theirs.join(',')] : [];
@@ -62,6 +112,7 @@ for (const [what, options, theirs] of CASES) {
     const expected = await qemu.info(other);
     for (const info of [found, expected]) {
       delete info.filename;
+      delete info.children; // newer QEMU: their names
       delete info['actual-size'];
     }
     assert.deepEqual(found, expected);
@@ -83,6 +134,13 @@ test('createQcow2 refuses what cannot be', async () => {
     [{ size: MiB, clusterSize: 512, backingFile: 'x'.repeat(500) }, 'INVALID'],
     [{ size: MiB, backingFormat: 'raw' }, 'INVALID'],
     [{ size: 256 * GiB, clusterSize: 512 }, 'TOO_LARGE'],
+    [{ size: MiB, extendedL2: true, clusterSize: 8 * KiB }, 'INVALID'],
+    [{ size: MiB, extendedL2: true, version: 2 }, 'INVALID'],
+    [{ size: MiB, backingFile: 'b', backingFormat: 'raw', preallocation: 'metadata' }, 'INVALID'],
+    [{ size: MiB, dataFile: 'd' }, 'INVALID'],
+    [{ size: MiB, dataFileRaw: true }, 'INVALID'],
+    [{ size: MiB, dataFile: 'd', dataStorage: new MemoryStorage(), version: 2 }, 'INVALID'],
+    [{ size: MiB, dataFile: 'd', dataStorage: new MemoryStorage(), dataFileRaw: true, backingFile: 'b' }, 'INVALID'],
   ];
   for (const [options, code] of refused) {
     const storage = new MemoryStorage();

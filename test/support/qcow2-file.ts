@@ -24,6 +24,10 @@ export class Qcow2File {
   readonly clusterSize: number;
   readonly version: number;
   readonly refcountBits: number;
+  /** Bytes of an L2 entry: 16 with subclusters. */
+  readonly entrySize: number;
+  /** Data is in another file. */
+  readonly external: boolean;
 
   constructor(bytes: Uint8Array) {
     this.bytes = bytes;
@@ -32,6 +36,9 @@ export class Qcow2File {
     this.clusterBits = this.u32(20);
     this.clusterSize = 2 ** this.clusterBits;
     this.refcountBits = this.version === 2 ? 16 : 2 ** this.u32(96);
+    const features = this.version === 2 ? 0 : this.u32(76);
+    this.entrySize = (features & 16) !== 0 ? 16 : 8;
+    this.external = (features & 4) !== 0;
   }
 
   u32(at: number): number {
@@ -169,13 +176,24 @@ export class Qcow2File {
         count(table / this.clusterSize, `L1 entry ${i}`);
         if (active)
           flags.push({ what: `L1 entry ${i}`, cluster: table / this.clusterSize, copied: (l1 & COPIED) !== 0n });
-        for (let j = 0; j < this.clusterSize / 8; j++) {
-          const entry = this.u64(table + j * 8);
+        const perTable = this.clusterSize / this.entrySize;
+        for (let j = 0; j < perTable; j++) {
+          const entry = this.u64(table + j * this.entrySize);
+          if (this.entrySize === 16) this.#subclusters(entry, table + j * 16, `L2 entry ${i}/${j}`, corruptions);
           if (entry === 0n) continue;
+          const copied = (entry & COPIED) !== 0n;
+          if (this.external) {
+            const offset = Number(entry & OFFSET);
+            const placed = offset !== 0 || copied;
+            if ((entry & COMPRESSED) !== 0n) corruptions.push(`L2 entry ${i}/${j} is compressed in another file`);
+            if (placed && !copied) corruptions.push(`L2 entry ${i}/${j} lacks COPIED, but data is in another file`);
+            if (placed && offset !== (i * perTable + j) * this.clusterSize)
+              corruptions.push(`L2 entry ${i}/${j} is at ${offset} of the data file`);
+            continue;
+          }
           const clusters = this.entryClusters(entry);
           for (const cluster of clusters) count(cluster, `L2 entry ${i}/${j}`);
           if (!active || clusters.length === 0) continue;
-          const copied = (entry & COPIED) !== 0n;
           if ((entry & COMPRESSED) === 0n)
             flags.push({ what: `L2 entry ${i}/${j}`, cluster: clusters[0] as number, copied });
           else if (copied) corruptions.push(`L2 entry ${i}/${j} is compressed and COPIED`);
@@ -207,6 +225,18 @@ export class Qcow2File {
     return { corruptions, leaks, missingCopied };
   }
 
+  /** What the second half of an extended entry may say. */
+  #subclusters(entry: bigint, at: number, what: string, corruptions: string[]): void {
+    const zeros = this.u32(at + 8);
+    const allocated = this.u32(at + 12);
+    const placed = (entry & OFFSET) !== 0n || (this.external && (entry & COPIED) !== 0n);
+    if ((zeros & allocated) !== 0) corruptions.push(`${what} has subclusters that are zeros and data`);
+    if ((entry & COMPRESSED) !== 0n && (zeros | allocated) !== 0) corruptions.push(`${what} is compressed in parts`);
+    if (!placed && allocated !== 0) corruptions.push(`${what} has subclusters of no cluster`);
+    if ((entry & 1n) !== 0n && (entry & COMPRESSED) === 0n)
+      corruptions.push(`${what} has the zero flag beside subclusters`);
+  }
+
   /** Free clusters for new structures: behind the end of the file. Needs refcount blocks that reach that far. */
   #append(length: number): number {
     const at = Math.ceil(this.bytes.length / this.clusterSize) * this.clusterSize;
@@ -229,10 +259,10 @@ export class Qcow2File {
       const table = Number(l1 & OFFSET);
       if (table !== 0) {
         this.setRefcount(table / this.clusterSize, this.refcount(table / this.clusterSize) + 1);
-        for (let j = 0; j < this.clusterSize / 8; j++) {
-          const entry = this.u64(table + j * 8);
+        for (let j = 0; j < this.clusterSize; j += this.entrySize) {
+          const entry = this.u64(table + j);
           for (const cluster of this.entryClusters(entry)) this.setRefcount(cluster, this.refcount(cluster) + 1);
-          this.setU64(table + j * 8, (entry & COMPRESSED) !== 0n ? entry : entry & ~COPIED);
+          this.setU64(table + j, (entry & COMPRESSED) !== 0n ? entry : entry & ~COPIED);
         }
         this.setU64(this.l1Offset + i * 8, l1 & ~COPIED);
       }

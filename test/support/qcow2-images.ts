@@ -19,6 +19,8 @@ export interface OpenOptions {
   readonly strict?: boolean;
   readonly cache?: BlockCache;
   readonly warnings?: string[];
+  /** The external data file, whatever name the image has for it. It outlives the image. */
+  readonly dataFile?: Storage | undefined;
   /** Layers below, top first. */
   readonly parents?: readonly Layer[];
 }
@@ -26,7 +28,10 @@ export interface OpenOptions {
 export function contextFor(options: OpenOptions = {}): LayerContext {
   return {
     cache: options.cache ?? new SharedBlockCache(8 * 1024 * 1024),
-    openReferenced: (reference) => Promise.reject(new ImageError('DENIED', `a test image names the file ${reference}`)),
+    openReferenced: async (reference) => {
+      if (options.dataFile !== undefined) return keptOpen(options.dataFile);
+      throw new ImageError('DENIED', `a test image names the file ${reference}`);
+    },
     warn: (message) => {
       options.warnings?.push(message);
     },
