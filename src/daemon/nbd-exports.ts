@@ -1,3 +1,4 @@
+import type { SnapshotInfo } from '../../formats/image/layer.ts';
 import type { ImageHost, Layer } from '../../formats/index.ts';
 import type { ExportCatalog, NbdExport } from '../nbd/export.ts';
 import type { ServerLog } from './log.ts';
@@ -15,76 +16,118 @@ interface SnapshotExport {
   readonly description: string;
   readonly request: ExportRequest;
   /** Once somebody has asked for it. */
-  open: Promise<NbdExport> | undefined;
+  opening: Promise<NbdExport> | undefined;
+  opened: NbdExport | undefined;
 }
 
 /**
- * The exports of an NBD server: the images that were named, and under `NAME@SNAPSHOT` the internal snapshots of those that
- * are only read. (An image that is written to is open once, and nobody else reads the file meanwhile.) Snapshots are opened when they are first asked for.
+ * The exports of an NBD server: the images that were named, and under `NAME@SNAPSHOT` their internal snapshots, also while the image
+ * itself is written to. A snapshot is opened when somebody asks for it, and closed when nobody uses it any more.
  */
 export class NbdExports implements ExportCatalog {
   readonly #host: ImageHost;
   readonly #log: ServerLog;
+  readonly #images: readonly NamedExport[];
   readonly #exports = new Map<string, NbdExport>();
-  readonly #snapshots = new Map<string, SnapshotExport>();
+  #snapshots = new Map<string, SnapshotExport>();
 
-  private constructor(host: ImageHost, log: ServerLog) {
+  private constructor(host: ImageHost, images: readonly NamedExport[], log: ServerLog) {
     this.#host = host;
     this.#log = log;
-  }
-
-  static async create(host: ImageHost, images: readonly NamedExport[], log: ServerLog): Promise<NbdExports> {
-    const exports = new NbdExports(host, log);
+    this.#images = images;
     for (const { name, request, opened } of images) {
       const { image, format } = opened;
       const readOnly = image.readOnly || request.readOnly === true;
-      exports.#exports.set(name, { name, description: format, image, readOnly });
-      if (request.readOnly === true) await exports.#addSnapshots(name, request, opened);
+      this.#exports.set(name, { name, description: format, image, readOnly });
     }
+  }
+
+  static async create(host: ImageHost, images: readonly NamedExport[], log: ServerLog): Promise<NbdExports> {
+    const exports = new NbdExports(host, images, log);
+    await exports.#findSnapshots();
     return exports;
   }
 
-  /** Names of snapshots that can be had beside the images. */
+  /** Names of the snapshots that could be had beside the images when somebody last asked. */
   get snapshotNames(): readonly string[] {
     return [...this.#snapshots.keys()];
   }
 
-  list(): readonly Pick<NbdExport, 'name' | 'description'>[] {
+  async list(): Promise<readonly Pick<NbdExport, 'name' | 'description'>[]> {
+    await this.#findSnapshots();
     return [...this.#exports.values(), ...this.#snapshots.values()];
   }
 
   find(name: string): NbdExport | undefined | Promise<NbdExport | undefined> {
     if (name === '') return [...this.#exports.values()][0];
-    const found = this.#exports.get(name);
-    if (found !== undefined) return found;
+    return this.#exports.get(name) ?? (name.includes('@') ? this.#findSnapshot(name) : undefined);
+  }
+
+  /** Nobody uses an export any more: a snapshot is closed, so that it can be deleted. */
+  released(found: NbdExport): void {
+    const snapshot = this.#snapshots.get(found.name);
+    if (snapshot?.opened !== found) return;
+    snapshot.opened = undefined;
+    snapshot.opening = undefined;
+    found.image.close().catch((error: unknown) => {
+      this.#log.warn({ export: found.name }, `${found.name}: closing it failed: ${(error as Error).message}`);
+    });
+  }
+
+  async #findSnapshot(name: string): Promise<NbdExport | undefined> {
+    // Taken or deleted since the last look.
+    await this.#findSnapshots();
     const snapshot = this.#snapshots.get(name);
     if (snapshot === undefined) return undefined;
-    snapshot.open ??= this.#open(snapshot);
-    return snapshot.open;
+    snapshot.opening ??= this.#open(snapshot);
+    return snapshot.opening;
   }
 
   async #open(snapshot: SnapshotExport): Promise<NbdExport> {
     try {
       const { image } = await openExport(this.#host, snapshot.request, this.#log);
-      return { name: snapshot.name, description: snapshot.description, image, readOnly: true };
+      snapshot.opened = { name: snapshot.name, description: snapshot.description, image, readOnly: true };
+      return snapshot.opened;
     } catch (error) {
-      snapshot.open = undefined; // to be tried again by the next who asks
+      snapshot.opening = undefined; // to be tried again by the next who asks
       throw error;
     }
   }
 
-  async #addSnapshots(name: string, request: ExportRequest, { image, format }: OpenedExport): Promise<void> {
-    const layers = (image as { layers?: readonly Layer[] }).layers;
-    if (request.snapshot !== undefined || layers === undefined) return;
-    for (const snapshot of (await layers[0]?.describe())?.snapshots ?? []) {
-      const full = `${name}@${snapshot.name}`;
-      if (this.#exports.has(full) || this.#snapshots.has(full)) continue; // of two with one name the first
-      this.#snapshots.set(full, {
-        name: full,
-        description: `${format}, snapshot ${snapshot.id}`,
-        request: { ...request, snapshot: snapshot.id },
-        open: undefined,
-      });
+  /** Looks which snapshots there are. What is open stays. */
+  async #findSnapshots(): Promise<void> {
+    const found = new Map<string, SnapshotExport>();
+    for (const { name, request, opened } of this.#images) {
+      for (const { id, name: tag } of await snapshotsOf(request, opened)) {
+        const full = `${name}@${tag}`;
+        if (this.#exports.has(full) || found.has(full)) continue; // of two with one name the first
+        const known = this.#snapshots.get(full);
+        const same = known?.request.snapshot === id;
+        found.set(full, same ? known : snapshotExport(full, id, opened.format, request));
+      }
     }
+    for (const [name, known] of this.#snapshots) {
+      if (known.opening !== undefined && !found.has(name)) found.set(name, known);
+    }
+    this.#snapshots = found;
   }
+}
+
+function snapshotExport(name: string, id: string, format: string, request: ExportRequest): SnapshotExport {
+  const own = { snapshot: id, readOnly: true, ephemeral: undefined, overlay: undefined };
+  return {
+    name,
+    description: `${format}, snapshot ${id}`,
+    request: { ...request, ...own },
+    opening: undefined,
+    opened: undefined,
+  };
+}
+
+/** Internal snapshots of the file that was named, which stands below an overlay where there is one. */
+async function snapshotsOf(request: ExportRequest, { image }: OpenedExport): Promise<readonly SnapshotInfo[]> {
+  const { layers } = image as { layers?: readonly Layer[] };
+  if (request.snapshot !== undefined || layers === undefined) return [];
+  const overlaid = request.ephemeral === true || request.overlay !== undefined;
+  return (await layers[overlaid ? 1 : 0]?.describe())?.snapshots ?? [];
 }

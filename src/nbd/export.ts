@@ -23,12 +23,16 @@ export interface NbdExport {
   readonly readOnly: boolean;
 }
 
+type ExportNames = readonly Pick<NbdExport, 'name' | 'description'>[];
+
 /** What a server has to offer. */
 export interface ExportCatalog {
   /** Names and descriptions, in the order to be listed. */
-  list(): readonly Pick<NbdExport, 'name' | 'description'>[];
+  list(): ExportNames | Promise<ExportNames>;
   /** Looks an export up, opening it if need be; '' stands for the default one. */
   find(name: string): NbdExport | undefined | Promise<NbdExport | undefined>;
+  /** No client uses an export any more that `find` gave. */
+  released?(found: NbdExport): void;
 }
 
 /** Smallest preferred block size: a page. */

@@ -158,9 +158,7 @@ export class ServerHandshake {
         return;
       case wire.OPT_LIST:
         if (!this.#empty(option, data)) return;
-        for (const { name, description } of this.#host.catalog.list())
-          this.#reply(option, wire.REP_SERVER, server(name, description));
-        this.#reply(option, wire.REP_ACK);
+        this.#list();
         return;
       case wire.OPT_STARTTLS:
         this.#startTls(data);
@@ -299,22 +297,38 @@ export class ServerHandshake {
       this.#useExport(option, name, found, use);
       return;
     }
-    this.waiting = true;
-    void found
-      .then(
+    this.#wait(
+      found.then(
         (opened) => this.#useExport(option, name, opened, use),
         (error: unknown) => {
           const why = error instanceof LunetteError ? error.message : 'it cannot be opened';
           this.#noExport(option, `export ${JSON.stringify(name)}: ${why}`);
         },
-      )
-      .then(
-        () => {
-          this.waiting = false;
-          this.#edge.ready();
-        },
-        (error: unknown) => this.#edge.fail(error),
-      );
+      ),
+    );
+  }
+
+  /** Takes no bytes until an answer is given. */
+  #wait(answer: Promise<void>): void {
+    this.waiting = true;
+    void answer.then(
+      () => {
+        this.waiting = false;
+        this.#edge.ready();
+      },
+      (error: unknown) => this.#edge.fail(error),
+    );
+  }
+
+  #list(): void {
+    const option = wire.OPT_LIST;
+    const answer = (exports: readonly { name: string; description: string }[]): void => {
+      for (const { name, description } of exports) this.#reply(option, wire.REP_SERVER, server(name, description));
+      this.#reply(option, wire.REP_ACK);
+    };
+    const exports = this.#host.catalog.list();
+    if (exports instanceof Promise) this.#wait(exports.then(answer));
+    else answer(exports);
   }
 
   #useExport(

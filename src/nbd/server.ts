@@ -199,7 +199,10 @@ export class NbdServer implements ConnectionHost {
     const { transmission } = connection.endpoint;
     const fields = { peer: connection.peer, reason: connection.closeReason };
     if (transmission !== undefined) {
-      this.#options.log?.info({ ...fields, export: transmission.agreement.export.name }, 'client gone');
+      const { export: found } = transmission.agreement;
+      this.#options.log?.info({ ...fields, export: found.name }, 'client gone');
+      // Whoever was just given it has started by then.
+      setImmediate(() => this.#left(found));
     }
     this.#someClosed?.();
   }
@@ -228,6 +231,14 @@ export class NbdServer implements ConnectionHost {
     // Clients cannot be told of a new size: they are sent away, and learn it when they come back.
     const unwatch = found.image.onResize(() => this.#resized(found));
     this.#watched.set(found, unwatch);
+  }
+
+  /** A client has gone: ends what is kept for an export that none uses any more. */
+  #left(found: NbdExport): void {
+    for (const { endpoint } of this.#connections) if (endpoint.transmission?.agreement.export === found) return;
+    this.#watched.get(found)?.();
+    this.#watched.delete(found);
+    this.catalog.released?.(found);
   }
 
   #resized(changed: NbdExport): void {

@@ -63,7 +63,7 @@ Examples:
   lunette export --one-target system.qcow2 data.qcow2   LUN 0 and LUN 1 of one target
   lunette export --listen 0.0.0.0:3260 --chap alice --chap-secret-file secret.txt disk.qcow2
   lunette export --transport nbd disk.qcow2     nbd://127.0.0.1:10809/disk
-  lunette export --transport nbd --socket /run/disk.sock --read-only disk.qcow2   its snapshots too: disk@NAME
+  lunette export --transport nbd --socket /run/disk.sock disk.qcow2   its snapshots too: disk@NAME
   lunette export qemu:vhdx:disk.vhdx            a format that QEMU opens for us (package qemu-utils)
 
 For each image it prints one line that begins with "ready" and the URL, and serves until SIGINT or SIGTERM.

@@ -51,6 +51,36 @@ test('libnbd: the maps of all contexts are those of qemu-nbd, snapshots can be r
   await qemu.assertClean(target);
 });
 
+test('a snapshot is copied as it was, again and again, while the live disk is being written to', {
+  skip: needs,
+}, async (t) => {
+  const folder = await temporaryDirectory(t);
+  const disk = await qemu.create(t, { path: join(folder, 'disk.qcow2'), size: 16 * MiB });
+  await qemu.io(disk, 'write -P 1 0 6M', 'write -P 2 10M 1M');
+  await qemu.img('snapshot', '-c', 'a day', disk);
+  await qemu.io(disk, 'write -P 3 1M 1M', 'discard 10M 64k');
+  const expected = join(folder, 'expected.raw');
+  await qemu.img('convert', '-l', 'a day', '-O', 'raw', disk, expected);
+  const ours = await startNbdExport(t, disk);
+  assert.match(await runOk('nbdinfo', ['--list', ours.url]), /export="disk@a day":[\s\S]*is_read_only: true/);
+  const snapshot = ours.url.replace('/disk?', '/disk@a%20day?');
+  const load = ['--name=w', '--ioengine=nbd', `--uri=${ours.url}`, '--rw=randwrite', '--bs=4k-128k', '--iodepth=16'];
+  const verify = ['--size=16m', '--io_size=48m', '--verify=crc32c', '--do_verify=1'];
+  const writing = runOk('fio', [...load, ...verify], { cwd: folder });
+  for (let i = 0; i < 3; i++) {
+    const copy = join(folder, `copy${i}.raw`);
+    await runOk('nbdcopy', [snapshot, copy]);
+    assert.ok((await readFile(copy)).equals(await readFile(expected)));
+  }
+  await writing;
+  assert.notEqual((await run('qemu-io', ['-f', 'raw', '-c', 'write 0 4k', snapshot])).status, 0);
+  assert.equal((await ours.process.stop()).status, 0);
+  await qemu.assertClean(disk);
+  assert.ok(await qemu.compare(disk, expected, '-f', 'qcow2', '-F', 'raw').then((same) => !same));
+  await qemu.img('snapshot', '-a', 'a day', disk);
+  assert.ok(await qemu.compare(disk, expected, '-f', 'qcow2', '-F', 'raw'));
+});
+
 test('fio writes and verifies, qemu-io writes, zeroes and discards; several exports are on one port', {
   skip: needs,
 }, async (t) => {
