@@ -3,8 +3,10 @@ import { appendZeros, IoVec } from '../core/iov.ts';
 import { Lifetime } from '../core/lifetime.ts';
 import { RangeLock } from '../core/range-lock.ts';
 import { alignDown, alignUp } from '../core/units.ts';
+import type { Storage } from '../storage/storage.ts';
 import type { ChangeRecorder } from './bitmaps.ts';
 import { begin, ChainReader, settle } from './chain-read.ts';
+import { cloneRange } from './clone-range.ts';
 import { ABSENT, ExtentBuffer, isWritable, ZERO } from './extent.ts';
 import { fillRegions } from './fill-regions.ts';
 import type { Image, ImageLimits } from './image.ts';
@@ -141,6 +143,15 @@ export class ChainImage implements Image {
     await this.#change(this.#rounded(offset, length, this.limits.allocationUnit), () =>
       writeUnits(this.#top, offset, units, writer),
     );
+  }
+
+  async cloneFrom(offset: number, length: number, source: Storage, sourceOffset: number): Promise<boolean> {
+    this.#checkWrite(offset, length);
+    let done = false;
+    await this.#change(this.#rounded(offset, length, this.limits.allocationUnit), async () => {
+      done = await cloneRange(this.#top, offset, length, source, sourceOffset);
+    });
+    return done;
   }
 
   async writeZeroes(offset: number, length: number, unmap: boolean): Promise<void> {

@@ -1,4 +1,5 @@
 import type { IoVec } from '../core/iov.ts';
+import type { Storage } from '../storage/storage.ts';
 import type { ExtentBuffer } from './extent.ts';
 import type { Compression, EncodedUnit, ResizeOptions } from './layer.ts';
 
@@ -39,6 +40,13 @@ export interface Image {
    * @throws as writev; UNSUPPORTED without `compression`
    */
   writeCompressed?(offset: number, units: readonly EncodedUnit[]): Promise<void>;
+  /**
+   * Makes a range share the space of bytes that lie in another storage, where files and file system can. Absent: never possible.
+   *
+   * @param offset a multiple of limits.allocationUnit; so is its end, but for the disk's
+   * @returns false when that is not possible: the range may hold old or new bytes, write it
+   */
+  cloneFrom?(offset: number, length: number, source: Storage, sourceOffset: number): Promise<boolean>;
   /** Zeros a range. @param unmap give its space back where possible, else keep it allocated where it is */
   writeZeroes(offset: number, length: number, unmap: boolean): Promise<void>;
   /** Gives space back as far as units of the format allow; what was given back reads as zeros. Parts of units keep their data. */

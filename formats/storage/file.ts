@@ -9,7 +9,7 @@ import { FallbackLocker } from './fallback-locks.ts';
 import { type ByteLocker, ImageLock } from './image-lock.ts';
 import { closeFile, MEMORY_FILE_SYSTEMS, type OpenFile, openFile, resolveBeside } from './open-file.ts';
 import { SharedSync } from './shared-sync.ts';
-import type { LockMode, Storage } from './storage.ts';
+import type { LockMode, Storage, StorageOpenOptions } from './storage.ts';
 
 const readvAsync = promisify(readv) as (
   fd: number,
@@ -29,8 +29,7 @@ const MAX_SEGMENTS = 1024;
 /** More than this would hold up the event loop, also from memory. */
 const MAX_MEMORY_TRANSFER = 1024 * 1024;
 
-export interface FileStorageOptions {
-  readonly readOnly: boolean;
+export interface FileStorageOptions extends StorageOpenOptions {
   /** Who takes locks. Default: Perl where there is one. */
   readonly locker?: ByteLocker;
 }

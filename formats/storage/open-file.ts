@@ -4,6 +4,7 @@ import { type BigIntStats, close, constants, fstat, open, readFileSync, stat } f
 import path from 'node:path';
 import { promisify } from 'node:util';
 import { fromSystemError, StorageError } from '../core/errors.ts';
+import type { StorageOpenOptions } from './storage.ts';
 
 const openAsync = promisify(open);
 const closeAsync = promisify(close);
@@ -33,7 +34,7 @@ export interface FileIdentity {
  *
  * @throws {StorageError} NOT_FOUND, ACCESS, READ_ONLY; INVALID for directories, FIFOs, sockets and character devices
  */
-export async function openFile(name: string, options: { readOnly: boolean }): Promise<OpenFile> {
+export async function openFile(name: string, options: StorageOpenOptions): Promise<OpenFile> {
   let fd: number | undefined;
   try {
     // Looked at before it is opened: opening some devices does something, opening a FIFO waits.
@@ -45,7 +46,7 @@ export async function openFile(name: string, options: { readOnly: boolean }): Pr
     const isDevice = stats.isBlockDevice();
     return {
       fd,
-      path: name,
+      path: options.name ?? name,
       readOnly: options.readOnly,
       isDevice,
       id: isDevice ? `block:${deviceName(stats.rdev)}` : `${stats.dev}:${stats.ino}`,
@@ -54,7 +55,8 @@ export async function openFile(name: string, options: { readOnly: boolean }): Pr
     };
   } catch (error) {
     if (fd !== undefined) await closeAsync(fd);
-    throw fromSystemError(error, `cannot open ${name}`, { path: name });
+    const path = options.name ?? name;
+    throw fromSystemError(error, `cannot open ${path}`, { path });
   }
 }
 

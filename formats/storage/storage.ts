@@ -49,6 +49,13 @@ export interface Storage {
   /** Copies within the kernel (copy_file_range, reflink). @returns bytes copied from the start of the range: 0 when it cannot */
   copyFrom(source: Storage, sourceOffset: number, offset: number, length: number): Promise<number>;
 
+  /**
+   * Makes a range share the source's space (reflink): nothing is copied. Absent: never possible.
+   *
+   * @returns false when files, file system or alignment do not allow it: nothing was changed
+   */
+  cloneFrom?(source: Storage, sourceOffset: number, offset: number, length: number): Promise<boolean>;
+
   /** Start of the next data at or after `offset`; `size` when only a hole follows; `offset` when the storage cannot tell. */
   nextData(offset: number): Promise<number>;
   /** Start of the next hole at or after `offset`; `size` when there is none or the storage cannot tell. */
@@ -79,5 +86,11 @@ export interface Storage {
  */
 export type LockMode = 'write' | 'read' | 'backing' | 'shared' | 'none';
 
+export interface StorageOpenOptions {
+  readonly readOnly: boolean;
+  /** What the storage calls itself, and what names inside it are relative to. Default: its path. */
+  readonly name?: string | undefined;
+}
+
 /** How to open a storage by path. Injected, so that formats work without the addon. */
-export type StorageOpener = (path: string, options: { readOnly: boolean }) => Promise<Storage>;
+export type StorageOpener = (path: string, options: StorageOpenOptions) => Promise<Storage>;

@@ -15,7 +15,7 @@ import {
   resolveBeside,
 } from '../../formats/storage/open-file.ts';
 import { SharedSync } from '../../formats/storage/shared-sync.ts';
-import type { LockMode, Storage } from '../../formats/storage/storage.ts';
+import type { LockMode, Storage, StorageOpenOptions } from '../../formats/storage/storage.ts';
 import { requireNative } from '../native/binding.ts';
 import {
   lastWriteUs,
@@ -60,8 +60,7 @@ export class WritePace implements OperationClock {
   }
 }
 
-export interface NativeStorageOptions {
-  readonly readOnly: boolean;
+export interface NativeStorageOptions extends StorageOpenOptions {
   /** Default: the process's queue. */
   readonly queue?: IoQueue;
 }
@@ -231,12 +230,8 @@ export class NativeStorage implements Storage {
     this.#enterWrite(offset);
     try {
       if (source.fd === null || this.#file.isDevice) return 0;
+      if (await this.#clone(source.fd, sourceOffset, offset, length)) return length;
       const { operations } = this.#queue;
-      if (this.#clones && [sourceOffset, offset, length].every((value) => value % CLONE_ALIGN === 0) && length > 0) {
-        const done = await this.#copy(operations.cloneRange, source.fd, sourceOffset, offset, length);
-        if (done === length) return done;
-        if (isUnsupported(done)) this.#clones = false;
-      }
       let total = 0;
       while (total < length) {
         const piece = Math.min(length - total, COPY_CHUNK);
@@ -252,6 +247,15 @@ export class NativeStorage implements Storage {
       return total;
     } finally {
       this.#leaveWrite();
+    }
+  }
+
+  async cloneFrom(source: Storage, sourceOffset: number, offset: number, length: number): Promise<boolean> {
+    this.#enterWrite(offset);
+    try {
+      return source.fd !== null && (await this.#clone(source.fd, sourceOffset, offset, length));
+    } finally {
+      this.#lifetime.leave();
     }
   }
 
@@ -366,6 +370,15 @@ export class NativeStorage implements Storage {
     if (isUnsupported(result)) return false;
     this.#refreshSize();
     throw this.#failure(result, doing, 'fallocate', offset);
+  }
+
+  /** Any error is a no: what is in the way of sharing is not in the way of copying. */
+  async #clone(source: number, sourceOffset: number, offset: number, length: number): Promise<boolean> {
+    if (!this.#clones || this.#file.isDevice || length === 0) return false;
+    if ([sourceOffset, offset, length].some((value) => value % CLONE_ALIGN !== 0)) return false;
+    const done = await this.#copy(this.#queue.operations.cloneRange, source, sourceOffset, offset, length);
+    if (isUnsupported(done) || done === EXDEV) this.#clones = false;
+    return done === length;
   }
 
   async #copy(operation: number, source: number, sourceOffset: number, offset: number, length: number) {

@@ -1,0 +1,194 @@
+import { LunetteError } from '../../formats/core/errors.ts';
+import { MiB } from '../../formats/core/units.ts';
+import { ABSENT, DATA, ExtentBuffer, OPAQUE, ZERO } from '../../formats/index.ts';
+import { isZero } from '../io/native.ts';
+import { ChunkMemory } from './chunk-memory.ts';
+import { type DiskSource, listOf, readDisk, withSize } from './disk.ts';
+import { asBuffer } from './zero-parts.ts';
+
+const CHUNK = 1 * MiB;
+/** Pieces that are being read at the same time. */
+const PARALLEL = 8;
+
+export interface CompareOptions {
+  /** Also differ where one holds space for zeros and the other does not, and in size. */
+  readonly strict?: boolean | undefined;
+  readonly signal?: AbortSignal | undefined;
+  readonly progress?: ((done: number) => void) | undefined;
+}
+
+export interface CompareResult {
+  /** Offset of the first byte that differs; undefined when none does. */
+  readonly differsAt: number | undefined;
+  /** With `strict`: where one has space and the other has not, before any byte that differs. */
+  readonly allocationDiffersAt: number | undefined;
+}
+
+/** A range in which neither disk's metadata changes its mind. */
+interface Span {
+  readonly offset: number;
+  readonly length: number;
+  /** Which of both must be read: the others read as zeros. */
+  readonly first: boolean;
+  readonly second: boolean;
+}
+
+/**
+ * Compares two disks byte by byte; the shorter one is taken to go on with zeros. What both call a hole is not read, nor what both have in the
+ * same place of the same file.
+ */
+export async function compareDisks(a: DiskSource, b: DiskSource, options: CompareOptions = {}): Promise<CompareResult> {
+  const size = Math.max(a.size, b.size);
+  const [first, second] = [withSize(a, size), withSize(b, size)];
+  const memory = new ChunkMemory(CHUNK, 2 * PARALLEL * CHUNK);
+  const pending: { readonly offset: number; readonly result: Promise<number | undefined> }[] = [];
+  let found: number | undefined;
+  let allocation: number | undefined;
+  const drain = async (left: number): Promise<void> => {
+    while (pending.length > left && found === undefined) {
+      const { offset, result } = pending.shift() as (typeof pending)[number];
+      found = await result;
+      options.progress?.(offset);
+    }
+  };
+  try {
+    for await (const span of spansOf(first, second, size)) {
+      if (options.signal?.aborted === true) throw new LunetteError('ABORTED', 'interrupted', { path: a.path });
+      if (span === 'allocation') continue;
+      if (typeof span === 'number') {
+        if (options.strict !== true) continue;
+        await drain(0);
+        allocation = span;
+        break;
+      }
+      for (let at = 0; at < span.length; at += CHUNK) {
+        const part = { ...span, offset: span.offset + at, length: Math.min(CHUNK, span.length - at) };
+        const result = compareSpan(first, second, part, memory);
+        result.catch(() => undefined);
+        pending.push({ offset: part.offset + part.length, result });
+        await drain(PARALLEL - 1);
+        if (found !== undefined) break;
+      }
+      if (found !== undefined) break;
+    }
+    await drain(0);
+  } finally {
+    await Promise.allSettled(pending.map(({ result }) => result));
+  }
+  if (found === undefined) options.progress?.(size);
+  return { differsAt: found, allocationDiffersAt: found === undefined ? allocation : undefined };
+}
+
+/** @returns the offset of the first difference */
+async function compareSpan(
+  a: DiskSource,
+  b: DiskSource,
+  { offset, length, first, second }: Span,
+  memory: ChunkMemory,
+): Promise<number | undefined> {
+  const one = first ? await memory.acquire() : undefined;
+  const other = second ? await memory.acquire() : undefined;
+  try {
+    const reads = [
+      one === undefined ? undefined : readDisk(a, offset, listOf(one, length)),
+      other === undefined ? undefined : readDisk(b, offset, listOf(other, length)),
+    ];
+    if (reads[0] !== undefined || reads[1] !== undefined) {
+      for (const result of await Promise.allSettled(reads)) if (result.status === 'rejected') throw result.reason;
+    }
+    const at = firstDifference(one, other, length);
+    return at === undefined ? undefined : offset + at;
+  } finally {
+    if (one !== undefined) memory.release(one);
+    if (other !== undefined) memory.release(other);
+  }
+}
+
+function firstDifference(a: Uint8Array | undefined, b: Uint8Array | undefined, length: number): number | undefined {
+  if (a === undefined || b === undefined) {
+    const bytes = a ?? b;
+    if (bytes === undefined || isZero(bytes, 0, length)) return undefined;
+    return bytes.findIndex((byte) => byte !== 0);
+  }
+  const [one, other] = [asBuffer(a), asBuffer(b)];
+  if (one.compare(other, 0, length, 0, length) === 0) return undefined;
+  let start = 0;
+  // Halved until it is short enough to look at byte by byte.
+  for (let span = length; span > 64; ) {
+    const half = span >>> 1;
+    if (one.compare(other, start, start + half, start, start + half) === 0) {
+      start += half;
+      span -= half;
+    } else span = half;
+  }
+  while (a[start] === b[start]) start++;
+  return start;
+}
+
+/** Walks both maps. Gives spans to read, and as a number where one has space for zeros and the other does not. */
+async function* spansOf(a: DiskSource, b: DiskSource, size: number): AsyncGenerator<Span | number | 'allocation'> {
+  const [one, other] = [new MapCursor(a), new MapCursor(b)];
+  let differs = false;
+  for (let at = 0; at < size; ) {
+    await one.seek(at);
+    await other.seek(at);
+    const length = Math.min(one.left(at), other.left(at));
+    if (one.allocated !== other.allocated && !differs) {
+      differs = true;
+      yield at;
+    }
+    const [first, second] = [one.holds, other.holds];
+    if ((first || second) && !one.sharesWith(other, at)) yield { offset: at, length, first, second };
+    at += length;
+  }
+}
+
+/** The extent that holds an offset, moving forward. */
+class MapCursor {
+  readonly #disk: DiskSource;
+  readonly #extents = new ExtentBuffer();
+  #index = 0;
+
+  constructor(disk: DiskSource) {
+    this.#disk = disk;
+  }
+
+  async seek(at: number): Promise<void> {
+    const { offsets, lengths } = this.#extents;
+    while (this.#index < this.#extents.count) {
+      if (at < (offsets[this.#index] as number) + (lengths[this.#index] as number)) return;
+      this.#index++;
+    }
+    await this.#disk.map(at, this.#disk.size - at, this.#extents);
+    this.#index = 0;
+  }
+
+  left(at: number): number {
+    const { offsets, lengths } = this.#extents;
+    return (offsets[this.#index] as number) + (lengths[this.#index] as number) - at;
+  }
+
+  /** It may hold something else than zeros. */
+  get holds(): boolean {
+    const kind = this.#extents.kinds[this.#index];
+    return kind === DATA || kind === OPAQUE;
+  }
+
+  /** Some layer says what is there, if only that it is zeros. */
+  get allocated(): boolean {
+    const kind = this.#extents.kinds[this.#index];
+    return kind === ZERO ? this.#extents.storages[this.#index] === null : kind !== ABSENT;
+  }
+
+  /** Both have their bytes in the same place of the same file. */
+  sharesWith(other: MapCursor, at: number): boolean {
+    return this.#place(at) !== undefined && this.#place(at) === other.#place(at);
+  }
+
+  #place(at: number): string | undefined {
+    const { kinds, storages, storageOffsets, offsets } = this.#extents;
+    const i = this.#index;
+    if (kinds[i] !== DATA || storages[i] === null) return undefined;
+    return `${storages[i]?.id}+${(storageOffsets[i] as number) + at - (offsets[i] as number)}`;
+  }
+}

@@ -1,0 +1,302 @@
+import { LunetteError } from '../../formats/core/errors.ts';
+import { alignDown, MiB } from '../../formats/core/units.ts';
+import type { EncodedUnit, ExtentBuffer, Image, Storage } from '../../formats/index.ts';
+import { IoVec } from '../../formats/index.ts';
+import { ChunkMemory } from './chunk-memory.ts';
+import { type DiskSource, listOf, readDisk } from './disk.ts';
+import type { UnitEncoder } from './encoder.ts';
+import { type Chunk, ChunkJoiner, type DataRun, dataRuns } from './runs.ts';
+import { equalUnits, zeroParts } from './zero-parts.ts';
+
+/** One read, and at most one write. */
+const CHUNK = 2 * MiB;
+/** Reads that wait for their data at the same time, unless told. */
+const DEFAULT_PARALLEL = 8;
+export const DEFAULT_MEMORY = 128 * MiB;
+export const DEFAULT_SPARSE_SIZE = 4096;
+/** A clone is metadata only, but it holds up a thread of the I/O queue and the progress. */
+const LONGEST_CLONE = 256 * MiB;
+const CLONE_ALIGN = 4096;
+
+export interface CopyOptions {
+  /** The target reads as zeros all over: zeros need not be written. */
+  readonly targetIsZero: boolean;
+  /** What the target shows already is left out: it stands on another image. */
+  readonly overBacking?: boolean | undefined;
+  /** With overBacking: extents that the target's backing files hold as they are. */
+  readonly unchanged?: ((extents: ExtentBuffer, index: number) => boolean) | undefined;
+  /** Bytes of zeros in data that become a hole; 0: data is written as it is. Default 4 KiB. */
+  readonly sparseSize?: number | undefined;
+  /** Store units compressed. The target has `compression`. */
+  readonly encoder?: UnitEncoder | undefined;
+  /** Share space between the files where their file system can. Default true. */
+  readonly clone?: boolean | undefined;
+  /** Guest offset to begin at, a multiple of the target's units. Default 0. */
+  readonly from?: number | undefined;
+  /** Reads that wait at the same time. Default 8. */
+  readonly parallel?: number | undefined;
+  /** Bytes of buffers. Default 128 MiB. */
+  readonly memoryBytes?: number | undefined;
+  readonly signal?: AbortSignal | undefined;
+  /** Called with the guest bytes that are done. */
+  readonly progress?: ((done: number) => void) | undefined;
+  /** Called in guest order with what was read, before it is written; what is between reads as zeros. */
+  readonly observe?: ((offset: number, bytes: Uint8Array) => void) | undefined;
+  /** Called when everything before a guest offset has been written. @returns when the copy may go on */
+  readonly checkpoint?: ((done: number) => Promise<void> | undefined) | undefined;
+}
+
+interface Pending {
+  readonly chunk: Chunk;
+  readonly buffer: Uint8Array;
+  /** Undefined when the data is there. */
+  readonly reading: Promise<void> | undefined;
+}
+
+/**
+ * Copies a disk into an image: what the source's metadata calls a hole is not read, what reads as zeros is not written where the target
+ * is zeros already. Reads run ahead of writes, both in the order of the disk.
+ *
+ * @throws {LunetteError} what reading and writing throw; ABORTED. Nothing is in flight then
+ */
+export async function copyDisk(source: DiskSource, target: Image, options: CopyOptions): Promise<void> {
+  await new DiskCopy(source, target, options).run();
+}
+
+class DiskCopy {
+  readonly #source: DiskSource;
+  readonly #target: Image;
+  readonly #options: CopyOptions;
+  readonly #memory: ChunkMemory;
+  readonly #unit: number;
+  readonly #sparseSize: number;
+  readonly #parallel: number;
+  readonly #reads: Pending[] = [];
+  readonly #writes = new Set<Promise<void>>();
+  /** Compressed units are stored in the order of the disk. */
+  #stored: Promise<void> = Promise.resolve();
+  #clones: boolean;
+  #failure: unknown;
+
+  constructor(source: DiskSource, target: Image, options: CopyOptions) {
+    this.#source = source;
+    this.#target = target;
+    this.#options = options;
+    const { sparseSize = DEFAULT_SPARSE_SIZE, memoryBytes = DEFAULT_MEMORY } = options;
+    this.#sparseSize = sparseSize;
+    this.#unit = Math.max(
+      target.limits.allocationUnit,
+      target.compression?.unit ?? 1,
+      Math.min(sparseSize, CHUNK),
+      512,
+    );
+    this.#parallel = options.parallel ?? DEFAULT_PARALLEL;
+    this.#memory = new ChunkMemory(Math.max(CHUNK, this.#unit), memoryBytes);
+    this.#clones =
+      options.clone !== false &&
+      options.encoder === undefined &&
+      !options.overBacking &&
+      target.cloneFrom !== undefined;
+  }
+
+  async run(): Promise<void> {
+    try {
+      await this.#copy();
+      await this.#settle();
+    } finally {
+      await Promise.allSettled([...this.#reads.map(({ reading }) => reading), ...this.#writes]);
+    }
+    if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  async #copy(): Promise<void> {
+    const { from = 0, unchanged, overBacking = false } = this.#options;
+    const { size } = this.#source;
+    const joiner = new ChunkJoiner(this.#memory.size);
+    const runs = dataRuns(this.#source, {
+      unit: this.#unit,
+      from,
+      zeros: overBacking,
+      longest: LONGEST_CLONE,
+      ...(unchanged === undefined ? {} : { skip: unchanged }),
+    });
+    let at = from;
+    for await (const run of runs) {
+      this.#check();
+      await this.#gap(at, run.offset);
+      at = run.offset + run.length;
+      const cloned = this.#clones && run.storage !== null ? await this.#clone(run, run.storage) : 0;
+      if (cloned === run.length) continue;
+      for (const chunk of joiner.add(run.offset + cloned, run.length - cloned)) await this.#read(chunk);
+    }
+    for (const chunk of joiner.end()) await this.#read(chunk);
+    while (this.#reads.length > 0) await this.#write(this.#reads.shift() as Pending);
+    await this.#gap(at, size);
+  }
+
+  /** What the source does not have: zeros, which a target may have to be told. */
+  async #gap(start: number, end: number): Promise<void> {
+    const { targetIsZero, overBacking = false } = this.#options;
+    if (start >= end || targetIsZero || overBacking) return;
+    await this.#target.writeZeroes(start, end - start, true);
+  }
+
+  /** @returns bytes from the run's start that share the source's space now */
+  async #clone({ offset, length, storageOffset }: DataRun, storage: Storage): Promise<number> {
+    const take = alignDown(length, Math.max(this.#unit, CLONE_ALIGN));
+    if (take === 0 || offset % CLONE_ALIGN !== 0 || storageOffset % CLONE_ALIGN !== 0) return 0;
+    if (!(await this.#target.cloneFrom?.(offset, take, storage, storageOffset))) {
+      this.#clones = false; // the file system's first word on that holds for this copy
+      return 0;
+    }
+    this.#options.progress?.(offset + take);
+    return take;
+  }
+
+  async #read(chunk: Chunk): Promise<void> {
+    this.#check();
+    let buffer = this.#memory.acquire();
+    if (buffer instanceof Promise) {
+      // The oldest reads first: their buffers are what comes back.
+      while (this.#reads.length > 0) await this.#write(this.#reads.shift() as Pending);
+      buffer = await buffer;
+      this.#check();
+    }
+    const reading = readDisk(this.#source, chunk.offset, listOf(buffer, chunk.length));
+    reading?.catch(() => undefined); // whoever takes it from the queue hears of it
+    this.#reads.push({ chunk, buffer, reading });
+    while (this.#reads.length > this.#parallel || this.#reads[0]?.reading === undefined) {
+      const first = this.#reads.shift();
+      if (first === undefined) break;
+      await this.#write(first);
+    }
+  }
+
+  /** Begins writing what was read. */
+  async #write({ chunk, buffer, reading }: Pending): Promise<void> {
+    if (reading !== undefined) await reading;
+    this.#check();
+    const { observe, checkpoint, encoder, overBacking } = this.#options;
+    observe?.(chunk.offset, buffer.subarray(0, chunk.length));
+    let work: Promise<void> | undefined;
+    if (encoder !== undefined) work = this.#storeCompressed(chunk, buffer, encoder);
+    else if (overBacking === true) work = this.#storeChanges(chunk, buffer);
+    else work = this.#storeParts(chunk, buffer, this.#options.targetIsZero);
+    if (work === undefined) {
+      this.#finished(chunk, buffer);
+    } else {
+      const tracked: Promise<void> = work
+        .catch((error: unknown) => {
+          this.#failure ??= error;
+        })
+        .finally(() => {
+          this.#writes.delete(tracked);
+          this.#finished(chunk, buffer);
+        });
+      this.#writes.add(tracked);
+    }
+    if (checkpoint !== undefined) await this.#checkpoint(chunk.offset + chunk.length);
+  }
+
+  async #checkpoint(done: number): Promise<void> {
+    const { checkpoint } = this.#options;
+    const due = checkpoint?.(-1);
+    if (due === undefined) return;
+    await due;
+    await this.#settle();
+    await checkpoint?.(done);
+  }
+
+  #finished(chunk: Chunk, buffer: Uint8Array): void {
+    this.#memory.release(buffer);
+    if (this.#failure === undefined) this.#options.progress?.(chunk.offset + chunk.length);
+  }
+
+  /** Writes the parts that are not zeros, and zeros where they must be. @returns undefined when that was done at once */
+  #storeParts(chunk: Chunk, buffer: Uint8Array, zerosAreThere: boolean): Promise<void> | undefined {
+    const target = this.#target;
+    const pending: Promise<void>[] = [];
+    const unit = this.#sparseSize === 0 ? 0 : this.#unit;
+    for (const { at, length, zero } of zeroParts(buffer, chunk.length, unit)) {
+      if (zero) {
+        if (!zerosAreThere) pending.push(target.writeZeroes(chunk.offset + at, length, true));
+        continue;
+      }
+      const list = IoVec.of(buffer, at, length);
+      if (!target.tryWritev(chunk.offset + at, list)) pending.push(target.writev(chunk.offset + at, list));
+    }
+    return pending.length === 0 ? undefined : all(pending);
+  }
+
+  /** Writes the units that differ from what the target shows. */
+  async #storeChanges(chunk: Chunk, buffer: Uint8Array): Promise<void> {
+    const shown = await this.#shown(chunk);
+    const pending: Promise<void>[] = [];
+    for (const { at, length, equal } of equalUnits(buffer, shown, chunk.length, this.#unit)) {
+      if (equal) continue;
+      const part = { offset: chunk.offset + at, length };
+      const work = this.#storeParts(part, buffer.subarray(at, at + length), false);
+      if (work !== undefined) pending.push(work);
+    }
+    await all(pending);
+  }
+
+  async #shown(chunk: Chunk): Promise<Uint8Array> {
+    const bytes = new Uint8Array(chunk.length);
+    await readDisk(this.#target, chunk.offset, IoVec.of(bytes));
+    return bytes;
+  }
+
+  async #storeCompressed(chunk: Chunk, buffer: Uint8Array, encoder: UnitEncoder): Promise<void> {
+    const { overBacking, targetIsZero } = this.#options;
+    const { unit } = encoder;
+    const encoding = encoder.encode(buffer, chunk.length);
+    encoding.catch(() => undefined);
+    const turn = this.#stored;
+    const stored = (async () => {
+      const same = overBacking === true ? await this.#shown(chunk) : undefined;
+      const equal = new Set<number>();
+      if (same !== undefined) {
+        for (const part of equalUnits(buffer, same, chunk.length, unit)) {
+          if (!part.equal) continue;
+          for (let at = part.at; at < part.at + part.length; at += unit) equal.add(at / unit);
+        }
+      }
+      const units = await encoding;
+      await turn;
+      this.#check();
+      const leftOut = (i: number): boolean => equal.has(i) || (targetIsZero && units[i] === null);
+      for (let i = 0; i < units.length; ) {
+        if (leftOut(i)) {
+          i++;
+          continue;
+        }
+        let end = i + 1;
+        while (end < units.length && !leftOut(end)) end++;
+        await this.#target.writeCompressed?.(chunk.offset + i * unit, units.slice(i, end) as EncodedUnit[]);
+        i = end;
+      }
+    })();
+    this.#stored = stored.catch(() => undefined);
+    return stored;
+  }
+
+  /** Waits for all writes. @throws the first failure */
+  async #settle(): Promise<void> {
+    while (this.#writes.size > 0) await Promise.all(this.#writes);
+    this.#check();
+  }
+
+  #check(): void {
+    if (this.#failure !== undefined) throw this.#failure;
+    if (this.#options.signal?.aborted === true) {
+      throw new LunetteError('ABORTED', 'interrupted', { path: this.#target.path });
+    }
+  }
+}
+
+async function all(pending: readonly Promise<void>[]): Promise<void> {
+  for (const result of await Promise.allSettled(pending)) {
+    if (result.status === 'rejected') throw result.reason;
+  }
+}
