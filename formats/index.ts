@@ -14,7 +14,7 @@ export {
   creatorOf,
   readCreateValues,
 } from './create.ts';
-export type { CreateOption, CreateValue, CreateValues, FormatCreator, FormatDriver } from './driver.ts';
+export type { CreateBacking, CreateOption, CreateValue, CreateValues, FormatCreator, FormatDriver } from './driver.ts';
 export {
   addBitmap,
   type BitmapInfo,

@@ -14,6 +14,8 @@ export async function cloneRange(
   source: Storage,
   sourceOffset: number,
 ): Promise<boolean> {
+  // Asked before any space is taken: not every format can give it back without a trace.
+  if (!(await top.storage.canClone?.(source))) return false;
   const end = offset + length;
   const extents = new ExtentBuffer();
   const into = async (storage: Storage, storageOffset: number, guest: number, size: number): Promise<boolean> =>

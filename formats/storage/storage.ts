@@ -49,6 +49,8 @@ export interface Storage {
   /** Copies within the kernel (copy_file_range, reflink). @returns bytes copied from the start of the range: 0 when it cannot */
   copyFrom(source: Storage, sourceOffset: number, offset: number, length: number): Promise<number>;
 
+  /** Whether ranges of a source can be shared at all: both on one file system that can. Absent: never. */
+  canClone?(source: Storage): Promise<boolean>;
   /**
    * Makes a range share the source's space (reflink): nothing is copied. Absent: never possible.
    *

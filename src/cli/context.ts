@@ -1,8 +1,11 @@
+import { fromSystemError } from '../../formats/core/errors.ts';
 import { type Interrupts, processInterrupts } from './interrupts.ts';
 
 /** Where a command's text goes. */
 export interface Output {
   write(text: string): void;
+  /** Takes bytes as they are; resolves when they are on their way. Absent where only text goes. */
+  writeBytes?(bytes: Uint8Array): Promise<void>;
   readonly isTerminal: boolean;
   /** Width of the terminal, characters; undefined where it is none. */
   readonly columns?: number | undefined;
@@ -47,6 +50,10 @@ function streamOutput(stream: NodeJS.WriteStream, maxBacklog: number): Output {
     write(text) {
       if (stream.writableLength < maxBacklog) stream.write(text);
     },
+    writeBytes: (bytes) =>
+      new Promise((resolve, reject) => {
+        stream.write(bytes, (error) => (error ? reject(fromSystemError(error, 'writing to stdout')) : resolve()));
+      }),
     get isTerminal() {
       return stream.isTTY === true;
     },

@@ -3,6 +3,7 @@ import { Command, CommanderError } from 'commander';
 import { UsageError } from '../../formats/core/errors.ts';
 import { registerBitmap } from './commands/bitmap.ts';
 import { registerCheck } from './commands/check.ts';
+import { registerConvert } from './commands/convert.ts';
 import { registerCreate } from './commands/create.ts';
 import { registerDoctor } from './commands/doctor.ts';
 import { registerExport } from './commands/export.ts';
@@ -43,6 +44,7 @@ export function createProgram(context: CliContext): Command {
   registerExport(program, context);
   registerInfo(program, context);
   registerCheck(program, context);
+  registerConvert(program, context);
   registerCreate(program, context);
   registerResize(program, context);
   registerSnapshot(program, context);

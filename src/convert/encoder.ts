@@ -1,8 +1,9 @@
 import { availableParallelism } from 'node:os';
-import { Worker } from 'node:worker_threads';
+import type { Worker } from 'node:worker_threads';
 import { LunetteError } from '../../formats/core/errors.ts';
 import type { Compression, EncodedUnit } from '../../formats/index.ts';
 import type { EncodeAnswer, EncodeRequest, EncoderSetup } from './encoder-worker.ts';
+import { startWorker } from './start-worker.ts';
 
 /** Compresses units of a disk on other cores. */
 export interface UnitEncoder {
@@ -40,7 +41,8 @@ export class WorkerEncoder implements UnitEncoder {
   }
 
   encode(buffer: Uint8Array, length: number): Promise<readonly EncodedUnit[]> {
-    const bytes = buffer.slice(0, length);
+    // Not slice(): that of a Buffer copies nothing.
+    const bytes = new Uint8Array(buffer.subarray(0, length));
     return new Promise((resolve, reject) => {
       if (this.#failure !== undefined) {
         reject(this.#failure);
@@ -68,9 +70,7 @@ export class WorkerEncoder implements UnitEncoder {
   }
 
   #begin(): Worker {
-    // Beside this file, with its extension: .ts in a checkout, .js in the package.
-    const file = new URL(import.meta.url.replace(/encoder(\.[jt]s)(\?.*)?$/, 'encoder-worker$1'));
-    const worker = new Worker(file, { workerData: this.#setup });
+    const worker = startWorker('encoder-worker', this.#setup);
     worker.unref();
     worker.on('message', (answer: EncodeAnswer) => {
       const job = this.#busy.get(worker);

@@ -250,6 +250,18 @@ export class NativeStorage implements Storage {
     }
   }
 
+  async canClone(source: Storage): Promise<boolean> {
+    if (source.fd === null || this.readOnly || this.#file.isDevice || !this.#clones) return false;
+    this.#lifetime.enter();
+    try {
+      // Nothing, from the source's end on: the kernel looks whether it could, and does nothing.
+      const { operations } = this.#queue;
+      return (await this.#queue.copy(operations.cloneRange, source.fd, source.size, this.fd, 0, 0)) === 0;
+    } finally {
+      this.#lifetime.leave();
+    }
+  }
+
   async cloneFrom(source: Storage, sourceOffset: number, offset: number, length: number): Promise<boolean> {
     this.#enterWrite(offset);
     try {

@@ -1,0 +1,143 @@
+import { statSync } from 'node:fs';
+import { UsageError } from '../../formats/core/errors.ts';
+import type { Image } from '../../formats/image/image.ts';
+import { creatorOf, type ImageHost } from '../../formats/index.ts';
+import { convertImage } from '../convert/convert.ts';
+import { convertOnto, type OntoOptions } from '../convert/onto.ts';
+import { convertToStream } from '../convert/to-stream.ts';
+import { createGate, createHost } from '../open/host.ts';
+import { parseImageName, parseImageSource } from '../open/name.ts';
+import { openDisk } from '../open/open-disk.ts';
+import type { ConvertCommandOptions } from './commands/convert.ts';
+import type { CliContext } from './context.ts';
+import { asksForHelp, parseOptionTexts, renderOptions } from './create-options.ts';
+import { createProgress } from './progress.ts';
+
+type Warn = (message: string, path: string) => void;
+
+/** Converts, or prints the options that the target could have. */
+export async function runConvert(
+  context: CliContext,
+  images: readonly string[],
+  options: ConvertCommandOptions,
+  warn: Warn,
+): Promise<void> {
+  if (asksForHelp(options.options)) {
+    context.stdout.write(renderOptions(creatorOf(options.outputFormat)));
+    return;
+  }
+  const target = images[images.length - 1];
+  const names = images.slice(0, -1);
+  if (target === undefined || names.length === 0) {
+    throw new UsageError('USAGE', 'convert needs an image to read and a target to write', {
+      help: 'lunette convert -O FORMAT IMAGE TARGET',
+    });
+  }
+  const parallel = parallelOf(options);
+  const interrupted = new AbortController();
+  const stopListening = context.interrupts.once(() => interrupted.abort());
+  const host = createHost({ allow: options.allow, allowAny: options.allowAny, warn });
+  const sources: Image[] = [];
+  try {
+    for (const name of names) {
+      const { format, snapshot, forceShare, strict, parent, ignoreCid } = options;
+      sources.push(await openDisk(host, name, { format, snapshot, forceShare, strict, parent, ignoreCid }));
+    }
+    const total = sources.reduce((sum, { size }) => sum + size, 0);
+    // Where the disk itself goes to stdout, all else goes to stderr.
+    const text = STDOUT.has(target) ? context.stderr : context.stdout;
+    const progress = createProgress({ ...context, stdout: text }, options, { label: 'copying', total });
+    try {
+      const common = {
+        sources,
+        parallel,
+        sparseSize: options.sparse,
+        memoryBytes: options.memory,
+        signal: interrupted.signal,
+        progress: (done: number) => progress.update(done),
+        verify: options.verify,
+        checksum: options.checksum,
+        sync: options.sync === 'on',
+        warn,
+      };
+      const { checksum } = await (isInPlace(target, options)
+        ? convertInPlace(context, target, options, host, common)
+        : convertImage({
+            ...common,
+            ...creation(options),
+            target: parseImageName(target).path,
+            gate: createGate(options),
+          }));
+      progress.end();
+      if (checksum !== undefined) text.write(`${checksum}  ${target}\n`);
+    } finally {
+      progress.end();
+    }
+  } finally {
+    stopListening();
+    for (const source of sources) await source.close().catch(() => undefined);
+  }
+}
+
+function creation(options: ConvertCommandOptions) {
+  const { backing_file, backing_fmt, size, ...values } = parseOptionTexts(options.options);
+  if (size !== undefined) throw new UsageError('USAGE', '-o size: the target is as large as what is read');
+  const reference = options.backing ?? backing_file;
+  return {
+    format: options.outputFormat,
+    values,
+    compress: options.compress,
+    backing: reference === undefined ? undefined : { reference, format: options.backingFormat ?? backing_fmt },
+  };
+}
+
+const STDOUT = new Set(['-', '/dev/stdout']);
+
+/** Whether the target is written where it is, and not under another name until it is complete. */
+function isInPlace(target: string, { existing }: ConvertCommandOptions): boolean {
+  return existing === true || STDOUT.has(target) || parseImageSource(target).kind !== 'file' || isBlockDevice(target);
+}
+
+function isBlockDevice(path: string): boolean {
+  return statSync(path, { throwIfNoEntry: false })?.isBlockDevice() === true;
+}
+
+type InPlaceOptions = Omit<OntoOptions, 'targetIsZero'>;
+
+async function convertInPlace(
+  context: CliContext,
+  target: string,
+  options: ConvertCommandOptions,
+  host: ImageHost,
+  common: InPlaceOptions,
+): Promise<{ checksum: string | undefined }> {
+  const { outputFormat, targetIsZero = false, compress } = options;
+  if (STDOUT.has(target)) {
+    const write = context.stdout.writeBytes;
+    if (outputFormat !== 'raw') throw new UsageError('USAGE', `-O ${outputFormat} cannot be written to a pipe`);
+    if (write === undefined) throw new UsageError('USAGE', 'there is no stdout for bytes');
+    return convertToStream(write, common);
+  }
+  if (options.options !== undefined) {
+    throw new UsageError('USAGE', '-o is for new images, and this target is there already');
+  }
+  if (options.backing !== undefined)
+    throw new UsageError('USAGE', '-B is for new images, and this target is there already');
+  const image = await openDisk(host, target, { format: outputFormat, readOnly: false });
+  let failed = true;
+  try {
+    const result = await convertOnto(image, { ...common, targetIsZero, compress });
+    failed = false;
+    return result;
+  } finally {
+    if (failed) await image.close().catch(() => undefined);
+    else await image.close();
+  }
+}
+
+function parallelOf({ parallel }: ConvertCommandOptions): number | undefined {
+  if (parallel === undefined) return undefined;
+  const count = Number(parallel);
+  if (Number.isInteger(count) && count >= 1 && count <= 64) return count;
+  throw new UsageError('USAGE', `-m ${parallel}: a number from 1 to 64`);
+}
