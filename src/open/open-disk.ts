@@ -2,7 +2,7 @@ import type { Image } from '../../formats/image/image.ts';
 import type { ChainImage, ImageHost } from '../../formats/index.ts';
 import { explainFormat, refuseForeign } from './host.ts';
 import { parseImageSource } from './name.ts';
-import { openNbdImage } from './nbd-image.ts';
+import { openRemoteImage } from './remote-image.ts';
 
 export interface OpenDiskOptions {
   /** Trust no probing. */
@@ -15,18 +15,24 @@ export interface OpenDiskOptions {
   readonly strict?: boolean | undefined;
   readonly parent?: string | undefined;
   readonly ignoreCid?: boolean | undefined;
+  /** File that holds the passphrase of an encrypted image. */
+  readonly secretFile?: string | undefined;
+  readonly warn?: ((message: string, path: string) => void) | undefined;
 }
 
 /**
- * Opens what a person types as a disk to read from (or, unless `readOnly`, to write to): a file of any format or an export of an NBD
- * server.
+ * Opens what a person types as a disk to read from (or, unless `readOnly`, to write to): a file of any format, an export of an NBD
+ * server, what QEMU opens for us.
  *
  * @throws {LunetteError} what ImageHost.open throws; UNSUPPORTED for URLs and formats that are not known
  */
 export async function openDisk(host: ImageHost, text: string, options: OpenDiskOptions = {}): Promise<Image> {
   const { format, readOnly = true, forceShare } = options;
   const name = parseImageSource(text);
-  if (name.kind === 'nbd') return openNbdImage(name.url, { format, readOnly });
+  if (name.kind !== 'file') {
+    const { snapshot, secretFile, warn } = options;
+    return (await openRemoteImage(name, { format, readOnly, snapshot, forceShare, secretFile, warn })).image;
+  }
   let image: ChainImage;
   try {
     image = await host.open(name.path, {
