@@ -12,20 +12,10 @@ import { fillRegions } from './fill-regions.ts';
 import type { Image, ImageLimits } from './image.ts';
 import type { Compression, EncodedUnit, Layer, ResizeOptions } from './layer.ts';
 import { writeUnits } from './write-compressed.ts';
+import { roundedRange, type WriteRange } from './write-range.ts';
 
 /** Most bytes of explicit zeros in one write. */
 const ZERO_CHUNK = 1024 * 1024;
-
-/** What a change holds while it runs. */
-interface WriteRange {
-  /** What changes. */
-  readonly offset: number;
-  readonly bytes: number;
-  readonly start: number;
-  readonly length: number;
-  /** May change where bytes are. */
-  readonly moves: boolean;
-}
 
 /**
  * The one mover: a disk made of layers, top first. Bounds, chain, zero fill, copy-on-write, ordering of writers and flush exist
@@ -140,7 +130,7 @@ export class ChainImage implements Image {
     }
     if (length === 0) return;
     const writer = { write: (at: number, iov: IoVec) => this.#write(at, iov), flush: () => this.flush() };
-    await this.#change(this.#rounded(offset, length, this.limits.allocationUnit), () =>
+    await this.#change(roundedRange(offset, length, this.limits.allocationUnit), () =>
       writeUnits(this.#top, offset, units, writer),
     );
   }
@@ -148,7 +138,7 @@ export class ChainImage implements Image {
   async cloneFrom(offset: number, length: number, source: Storage, sourceOffset: number): Promise<boolean> {
     this.#checkWrite(offset, length);
     let done = false;
-    await this.#change(this.#rounded(offset, length, this.limits.allocationUnit), async () => {
+    await this.#change(roundedRange(offset, length, this.limits.allocationUnit), async () => {
       done = await cloneRange(this.#top, offset, length, source, sourceOffset);
     });
     return done;
@@ -158,7 +148,7 @@ export class ChainImage implements Image {
     this.#checkWrite(offset, length);
     if (length === 0) return;
     await this.#change(
-      this.#rounded(offset, length, Math.max(this.limits.zeroUnit, this.limits.allocationUnit)),
+      roundedRange(offset, length, Math.max(this.limits.zeroUnit, this.limits.allocationUnit)),
       async () => {
         const end = offset + length;
         const unit = this.limits.zeroUnit;
@@ -187,7 +177,7 @@ export class ChainImage implements Image {
     const start = alignUp(offset, unit);
     const end = offset + length === this.size ? this.size : alignDown(offset + length, unit);
     if (start >= end) return;
-    await this.#change(this.#rounded(start, end - start, Math.max(unit, this.limits.allocationUnit)), async () => {
+    await this.#change(roundedRange(start, end - start, Math.max(unit, this.limits.allocationUnit)), async () => {
       await this.#top.release(start, end - start);
     });
   }
@@ -376,15 +366,9 @@ export class ChainImage implements Image {
    * What is in place now stays there until our turn: whoever moves it later waits for us, and nobody before us does.
    */
   #rangeOfWrite(offset: number, length: number): WriteRange {
-    const rounded = this.#rounded(offset, length, this.limits.allocationUnit);
+    const rounded = roundedRange(offset, length, this.limits.allocationUnit);
     if (this.#locks.overlapsMove(rounded.start, rounded.length) || !this.#inPlace(offset, length)) return rounded;
     return { offset, bytes: length, start: offset, length, moves: false };
-  }
-
-  #rounded(offset: number, length: number, unit: number): WriteRange {
-    if (unit <= 1) return { offset, bytes: length, start: offset, length, moves: true };
-    const start = alignDown(offset, unit);
-    return { offset, bytes: length, start, length: alignUp(offset + length, unit) - start, moves: true };
   }
 
   #inPlace(offset: number, length: number): boolean {
