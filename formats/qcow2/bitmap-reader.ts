@@ -27,9 +27,13 @@ export class ReadOnlyBitmaps implements BitmapStore {
     const { clusterSize } = geometry;
     const bitmap = findBitmap(await this.#read(), name, this.#storage.path);
     refuseUnusable(bitmap, size, clusterSize, this.#storage.path);
-    const table = await BitmapTable.load(this.#storage, bitmap, clusterSize);
-    const runs = (offset: number, length: number, most: number) =>
-      dirtyRuns(table, clusterSize, [], { offset, length, most });
+    const load = () => BitmapTable.load(this.#storage, bitmap, clusterSize);
+    await load(); // tells whether it can be read; kept only once it is
+    let table: Promise<BitmapTable> | undefined;
+    const runs = async (offset: number, length: number, most: number) => {
+      table ??= load();
+      return dirtyRuns(await table, clusterSize, [], { offset, length, most });
+    };
     return { name, granularity: bitmap.granularity, size, runs };
   }
 

@@ -24,6 +24,7 @@ const ISCSI_ONLY = {
 
 const NBD_ONLY = {
   socket: '--socket',
+  bitmap: '--bitmap',
   tlsCert: '--tls-cert',
   tlsKey: '--tls-key',
   tlsCa: '--tls-ca',

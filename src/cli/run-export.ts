@@ -179,6 +179,7 @@ function requests(images: readonly string[], options: ExportOptions): ExportRequ
     ignoreCid,
     force,
     secretFile,
+    bitmaps: options.bitmap,
   };
   return images.map((image) => ({ image, ...same }));
 }

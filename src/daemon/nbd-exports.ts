@@ -1,6 +1,7 @@
 import type { SnapshotInfo } from '../../formats/image/layer.ts';
 import type { ImageHost, Layer } from '../../formats/index.ts';
 import type { ExportCatalog, NbdExport } from '../nbd/export.ts';
+import { exportedBitmaps } from './exported-bitmaps.ts';
 import type { ServerLog } from './log.ts';
 import { type ExportRequest, type OpenedExport, openExport } from './open-export.ts';
 
@@ -44,6 +45,11 @@ export class NbdExports implements ExportCatalog {
 
   static async create(host: ImageHost, images: readonly NamedExport[], log: ServerLog): Promise<NbdExports> {
     const exports = new NbdExports(host, images, log);
+    for (const { name, request } of images) {
+      const found = exports.#exports.get(name) as NbdExport;
+      const bitmaps = await exportedBitmaps(found.image, request.bitmaps, found.readOnly);
+      exports.#exports.set(name, { ...found, bitmaps });
+    }
     await exports.#findSnapshots();
     return exports;
   }

@@ -17,6 +17,8 @@ export interface ExportRequest {
   /** An internal snapshot, by id or name; read-only unless writes go to an overlay. */
   readonly snapshot?: string | undefined;
   readonly readOnly?: boolean | undefined;
+  /** NBD: dirty bitmaps that clients may ask for. Default: of an image that is only read all that are usable, else those that are disabled. */
+  readonly bitmaps?: readonly string[] | undefined;
   /** Writes go to a temporary overlay. */
   readonly ephemeral?: boolean | undefined;
   /** Writes go to this qcow2 file, made if missing. */

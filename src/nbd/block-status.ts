@@ -1,6 +1,7 @@
 import { ABSENT, DATA, ExtentBuffer, OPAQUE } from '../../formats/image/extent.ts';
 import type { Image } from '../../formats/image/image.ts';
-import { ALLOCATION_ID } from './meta-context.ts';
+import type { NbdExport } from './export.ts';
+import { ALLOCATION_ID, FIRST_BITMAP_ID } from './meta-context.ts';
 import { STATE_HOLE, STATE_ZERO } from './protocol.ts';
 
 /** Descriptors of one context that a reply has at most: a client asks again from where they end. */
@@ -15,9 +16,26 @@ const MAX_EXTENTS = 16 * 1024;
  * @param one give one descriptor a context (REQ_ONE)
  */
 export async function blockStatus(
+  { image, bitmaps = [] }: Pick<NbdExport, 'image' | 'bitmaps'>,
+  range: { readonly offset: number; readonly length: number },
+  contexts: readonly number[],
+  one: boolean,
+): Promise<number[][]> {
+  const mapped = contexts.filter((id) => id < FIRST_BITMAP_ID);
+  const ofMap = mapped.length === 0 ? [] : await mapStatus(image, range, mapped, one);
+  const found: number[][] = [];
+  for (const id of contexts) {
+    const bitmap = bitmaps[id - FIRST_BITMAP_ID];
+    // Runs say 1 for dirty, which is the flag.
+    if (bitmap === undefined) found.push(ofMap.shift() as number[]);
+    else found.push(await bitmap.runs(range.offset, range.length, one ? 1 : MAX_DESCRIPTORS));
+  }
+  return found;
+}
+
+async function mapStatus(
   image: Image,
-  offset: number,
-  length: number,
+  { offset, length }: { readonly offset: number; readonly length: number },
   contexts: readonly number[],
   one: boolean,
 ): Promise<number[][]> {

@@ -1,3 +1,4 @@
+import type { BitmapReader } from '../../formats/image/bitmaps.ts';
 import type { Image } from '../../formats/image/image.ts';
 import {
   FLAG_CAN_MULTI_CONN,
@@ -21,6 +22,8 @@ export interface NbdExport {
   readonly description: string;
   readonly image: Image;
   readonly readOnly: boolean;
+  /** Dirty bitmaps that clients can ask for, as `qemu:dirty-bitmap:NAME`. */
+  readonly bitmaps?: readonly BitmapReader[];
 }
 
 type ExportNames = readonly Pick<NbdExport, 'name' | 'description'>[];

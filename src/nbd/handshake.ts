@@ -261,11 +261,12 @@ export class ServerHandshake {
       this.#refuse(option, wire.REP_ERR_INVALID, (error as Error).message);
       return;
     }
-    this.#withExport(option, query.exportName, () => {
-      const ids = matchContexts(query.queries, !setting);
+    this.#withExport(option, query.exportName, (found) => {
+      const ids = matchContexts(found, query.queries, !setting);
       if (setting) this.#contexts = { exportName: query.exportName, ids };
       // Ids mean nothing in a list.
-      for (const id of ids) this.#reply(option, wire.REP_META_CONTEXT, context(setting ? id : 0, contextName(id)));
+      for (const id of ids)
+        this.#reply(option, wire.REP_META_CONTEXT, context(setting ? id : 0, contextName(found, id)));
       this.#reply(option, wire.REP_ACK);
     });
   }

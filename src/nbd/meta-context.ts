@@ -1,15 +1,23 @@
 import { ProtocolError } from '../../formats/core/errors.ts';
-import { CONTEXT_ALLOCATION, CONTEXT_DEPTH, MAX_STRING } from './protocol.ts';
+import { CONTEXT_ALLOCATION, CONTEXT_DEPTH, CONTEXT_DIRTY_BITMAP, MAX_STRING } from './protocol.ts';
 
-/** Contexts that every export has; their ids are their places here plus one. */
+/** Contexts that every export has; their ids are their places here plus one. Those of its bitmaps follow. */
 const CONTEXTS = [CONTEXT_ALLOCATION, CONTEXT_DEPTH] as const;
 
 export const ALLOCATION_ID = 1;
 export const DEPTH_ID = 2;
+export const FIRST_BITMAP_ID = 3;
+
+/** What an export has to say of its blocks: by the names of its bitmaps, in the order of ids. */
+type WithBitmaps = { readonly bitmaps?: readonly { readonly name: string }[] | undefined };
+
+function contextNames({ bitmaps = [] }: WithBitmaps): readonly string[] {
+  return [...CONTEXTS, ...bitmaps.map(({ name }) => CONTEXT_DIRTY_BITMAP + name)];
+}
 
 /** The name that goes with an id. */
-export function contextName(id: number): string {
-  return CONTEXTS[id - 1] ?? '';
+export function contextName(found: WithBitmaps, id: number): string {
+  return contextNames(found)[id - 1] ?? '';
 }
 
 /** LIST_META_CONTEXT or SET_META_CONTEXT, decoded. */
@@ -53,9 +61,9 @@ export function parseMetaContextQuery(data: Buffer): MetaContextQuery {
  *
  * @param listing a namespace alone (`base:`) asks for all in it, and no query for everything; in SET both ask for nothing
  */
-export function matchContexts(queries: readonly string[], listing: boolean): number[] {
+export function matchContexts(found: WithBitmaps, queries: readonly string[], listing: boolean): number[] {
   const wanted = (name: string): boolean =>
     queries.some((query) => query === name || (listing && query.endsWith(':') && name.startsWith(query)));
   const all = listing && queries.length === 0;
-  return CONTEXTS.flatMap((name, i) => (all || wanted(name) ? [i + 1] : []));
+  return contextNames(found).flatMap((name, i) => (all || wanted(name) ? [i + 1] : []));
 }

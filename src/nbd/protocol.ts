@@ -117,6 +117,8 @@ export const STATE_ZERO = 2;
 export const CONTEXT_ALLOCATION = 'base:allocation';
 /** Which layer of a chain an extent is in, 1 the top, 0 none (QEMU's docs/interop/nbd.txt). */
 export const CONTEXT_DEPTH = 'qemu:allocation-depth';
+/** The bitmap's name follows; bit 0 of the flags: dirty. */
+export const CONTEXT_DIRTY_BITMAP = 'qemu:dirty-bitmap:';
 
 /** Longest string that the protocol allows, bytes. */
 export const MAX_STRING = 4096;

@@ -416,7 +416,7 @@ export class Transmission {
     this.#start(now, async (request) => {
       const { offset, length, flags } = request;
       const one = (flags & wire.CMD_FLAG_REQ_ONE) !== 0;
-      const found = await blockStatus(this.#image, offset, length, contexts, one);
+      const found = await blockStatus(this.agreement.export, { offset, length }, contexts, one);
       found.forEach((descriptors, i) => {
         this.#writer.blockStatus(request, contexts[i] as number, descriptors, i === contexts.length - 1);
       });

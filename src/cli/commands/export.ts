@@ -25,6 +25,7 @@ export interface ExportOptions extends CommonOptions {
   readonly format?: string;
   readonly readOnly?: boolean;
   readonly snapshot?: string;
+  readonly bitmap?: readonly string[];
   readonly ephemeral?: boolean;
   readonly overlay?: string;
   readonly forceShare?: boolean;
@@ -88,6 +89,11 @@ export function registerExport(program: Command, context: CliContext): void {
     .option('--one-target', 'several images are LUN 0, 1, 2… of one target')
     .addOption(formatOption())
     .option('--read-only', 'writes are refused')
+    .option(
+      '-B, --bitmap <name>',
+      'NBD: clients may ask for this dirty bitmap (repeatable; default: all that cannot change)',
+      collect,
+    )
     .option('--snapshot <id|name>', 'serve an internal snapshot, read-only')
     .option('--ephemeral', 'writes go to a temporary overlay, thrown away at the end')
     .option('--overlay <file.qcow2>', 'writes go to this overlay, made if missing')
