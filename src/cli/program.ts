@@ -5,6 +5,7 @@ import { registerBitmap } from './commands/bitmap.ts';
 import { registerCheck } from './commands/check.ts';
 import { registerConvert } from './commands/convert.ts';
 import { registerCreate } from './commands/create.ts';
+import { registerDaemon } from './commands/daemon.ts';
 import { registerDoctor } from './commands/doctor.ts';
 import { registerExport } from './commands/export.ts';
 import { registerInfo } from './commands/info.ts';
@@ -49,6 +50,7 @@ export function createProgram(context: CliContext): Command {
   registerResize(program, context);
   registerSnapshot(program, context);
   registerBitmap(program, context);
+  registerDaemon(program, context);
   registerDoctor(program, context);
   for (const command of program.commands) {
     command.copyInheritedSettings(program).configureHelp({ showGlobalOptions: true });

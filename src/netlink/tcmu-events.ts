@@ -24,7 +24,8 @@ export type DeviceChange = { readonly config: string } | { readonly size: number
 
 /** What the kernel says about a device. Each waits for an answer. */
 export type TcmuEvent =
-  | (DeviceEvent & { readonly kind: 'added' | 'removed' })
+  | (DeviceEvent & { readonly kind: 'added' })
+  | (DeviceEvent & { readonly kind: 'removed' })
   | (DeviceEvent & { readonly kind: 'reconfigured'; readonly change: DeviceChange | undefined });
 
 /** Undefined when the message is none of a device. `change` is undefined for what this version does not know. */

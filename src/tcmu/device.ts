@@ -17,7 +17,6 @@ import { ABORT_TASK, CHECK_CONDITION, type DeviceServer, type Nexus, TASK_ABORTE
 import { TcmuTask } from './task.ts';
 
 const INQUIRY = 0x12;
-const EVPD = 0x01;
 
 export interface TcmuDeviceOptions {
   /** Descriptors of the UIO device; they stay the caller's. Of a real device all three are the same. */
@@ -30,7 +29,7 @@ export interface TcmuDeviceOptions {
   readonly server: DeviceServer;
   /** The one nexus that there is: the kernel does not say who sent a command. */
   readonly nexus: Nexus;
-  /** Called before an INQUIRY for a page that tells the unit's names, which may have been given to it meanwhile. Must not reject. */
+  /** Called before an INQUIRY, which tells the unit's names: they may have been given to it meanwhile. Must not reject. */
   readonly refreshNames?: (() => Promise<void>) | undefined;
   /** The ring cannot be used any more: close the device, and open it again after a reset of the ring. */
   readonly onBroken: (reason: string) => void;
@@ -171,7 +170,7 @@ export class TcmuDevice implements UioListener {
       }
     }
     const pending =
-      task.cdb[0] === INQUIRY && this.#options.refreshNames !== undefined && ((task.cdb[1] as number) & EVPD) !== 0
+      task.cdb[0] === INQUIRY && this.#options.refreshNames !== undefined
         ? this.#executeNamed(task, this.#options.refreshNames)
         : this.#server.execute(task);
     if (pending === undefined) {

@@ -4,6 +4,9 @@ import type { UnitIdentity } from '../scsi/identity.ts';
 const PREFIX = '6001405';
 const NAA_DIGITS = 32;
 
+/** What standard INQUIRY data says: multipath rules of initiators know it. */
+export const LIO_NAMES = { vendor: 'LIO-ORG', product: 'TCMU device', revision: '0002' } as const;
+
 /**
  * What a unit is called by the serial number that LIO gave it: as the kernel's own backstores and tcmu-runner derive it, so that
  * /dev/disk/by-id of initiators stays the same when a configuration moves between them.
@@ -15,8 +18,6 @@ export function identityBySerial(serial: string): UnitIdentity {
   return {
     serial,
     naa: new Uint8Array(Buffer.from(digits, 'hex')),
-    vendor: 'LIO-ORG',
-    product: 'TCMU device',
-    revision: '0002',
+    ...LIO_NAMES,
   };
 }

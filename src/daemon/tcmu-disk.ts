@@ -1,0 +1,213 @@
+import { closeSync, constants, openSync } from 'node:fs';
+import { codeOf, type ErrorCode, fromSystemError, LunetteError } from '../../formats/core/errors.ts';
+import type { ImageHost } from '../../formats/index.ts';
+import type { TcmuUio } from '../lio/uio-devices.ts';
+import { UserBackstore } from '../lio/user-backstore.ts';
+import { ScsiDevice } from '../scsi/device.ts';
+import type { Nexus } from '../scsi/task.ts';
+import { TcmuDevice } from '../tcmu/device.ts';
+import { identityBySerial, LIO_NAMES } from '../tcmu/identity.ts';
+import { closeInOrder } from './close-in-order.ts';
+import { CommandStatistics } from './command-statistics.ts';
+import type { ServerLog } from './log.ts';
+import { checkRequest, type OpenedExport, openExport } from './open-export.ts';
+import { requestOf } from './tcmu-handlers.ts';
+
+/** One command takes an eighth of the data area at most: so several fit, and none waits for ever. */
+const SHARE_OF_DATA_AREA = 8;
+const BLOCK_SIZES = [512, 4096] as const;
+
+/** SPC-4's protocol identifier for "none of these". */
+const NO_PROTOCOL = 0x0f;
+
+/** The kernel does not say which initiator a command is from: all are one. Reservations, which need to know, it handles itself. */
+const NEXUS: Nexus = { initiatorPort: 'lio', transportId: new Uint8Array(24), relativeTargetPort: 1, id: 0 };
+
+/** Errors of ours as whoever makes a device gets them: the kernel carries an errno and no words. */
+const ERRNO: Partial<Record<ErrorCode, number>> = {
+  NOT_FOUND: -2,
+  IO: -5,
+  LOCKED: -16,
+  ACCESS: -13,
+  DENIED: -13,
+  EXISTS: -17,
+  INVALID: -22,
+  NO_SPACE: -28,
+  READ_ONLY: -30,
+  UNSUPPORTED: -95,
+  TIMEOUT: -110,
+};
+const EIO = -5;
+
+/** A negative errno for an error. */
+export function errnoFor(error: unknown): number {
+  return ERRNO[codeOf(error)] ?? EIO;
+}
+
+/** What the owner of a disk hears. */
+export interface DiskEvents {
+  /** The ring is unusable: attach() again after a reset of it. */
+  broken(reason: string): void;
+  /** The kernel has removed the device. */
+  gone(): void;
+}
+
+/** A TCMU device with the image that it shows: opened, attached to its ring, served. */
+export class TcmuDisk {
+  readonly backstore: UserBackstore;
+  readonly config: string;
+  readonly statistics = new CommandStatistics();
+  readonly #opened: OpenedExport;
+  readonly #server: ScsiDevice;
+  readonly #events: DiskEvents;
+  readonly #blockSize: 512 | 4096;
+  #ring: { readonly device: TcmuDevice; readonly fd: number } | undefined;
+
+  private constructor(uio: TcmuUio, opened: OpenedExport, blockSize: 512 | 4096, events: DiskEvents) {
+    this.backstore = new UserBackstore(uio.backstore);
+    this.config = uio.backstore.config;
+    this.#opened = opened;
+    this.#blockSize = blockSize;
+    this.#events = events;
+    // Ports belong to the kernel, and are not known here.
+    this.#server = new ScsiDevice({ ports: [], protocol: NO_PROTOCOL, transportVersions: [] });
+  }
+
+  /**
+   * Opens the image of a device.
+   *
+   * @throws {LunetteError} for what is wrong with the configuration, the image, or the size that the device was made with
+   */
+  static async open(host: ImageHost, uio: TcmuUio, log: ServerLog, events: DiskEvents): Promise<TcmuDisk> {
+    const request = requestOf(uio.backstore.config);
+    checkRequest(request);
+    const backstore = new UserBackstore(uio.backstore);
+    const wanted = (await backstore.attribute('hw_block_size')) ?? 512;
+    const blockSize = BLOCK_SIZES.find((size) => size === wanted);
+    const size = (await backstore.attribute('dev_size')) ?? 0;
+    if (blockSize === undefined) {
+      throw new LunetteError('INVALID', `blocks of ${wanted} bytes are not served`, {
+        path: request.image,
+        help: 'Make the backstore with hw_block_size=512 or hw_block_size=4096.',
+      });
+    }
+    const opened = await openExport(host, request, log);
+    try {
+      checkSize(opened.image.size, size, blockSize, request.image, log);
+      return new TcmuDisk(uio, opened, blockSize, events);
+    } catch (error) {
+      await opened.image.close().catch(() => undefined);
+      throw error;
+    }
+  }
+
+  get format(): string {
+    return this.#opened.format;
+  }
+
+  get image(): OpenedExport['image'] {
+    return this.#opened.image;
+  }
+
+  /** Commands that have been fetched and not completed. */
+  get inFlight(): number {
+    return this.#ring?.device.inFlight ?? 0;
+  }
+
+  /** Opens the device and begins to serve what is in its ring. @throws {LunetteError} LOCKED when another program has it open */
+  attach(uio: TcmuUio): void {
+    let fd: number;
+    try {
+      fd = openSync(uio.node, constants.O_RDWR | constants.O_NONBLOCK);
+    } catch (error) {
+      throw fromSystemError(error, 'opening the device', { path: uio.node });
+    }
+    try {
+      const device = new TcmuDevice({
+        memoryFd: fd,
+        eventFd: fd,
+        kickFd: fd,
+        regionSize: uio.regionSize,
+        server: this.#server,
+        nexus: NEXUS,
+        refreshNames: () => this.#refreshNames(),
+        onBroken: (reason) => this.#events.broken(reason),
+        onGone: () => this.#events.gone(),
+      });
+      if (this.#server.unit(0) === undefined) this.#addUnit(device.dataAreaSize);
+      this.#ring = { device, fd };
+      device.start();
+    } catch (error) {
+      closeSync(fd);
+      throw fromSystemError(error, 'mapping the device', { path: uio.node });
+    }
+  }
+
+  /** Serves no more; what was fetched is finished first. The image stays open. Safe to call twice. */
+  async detach(): Promise<void> {
+    const ring = this.#ring;
+    this.#ring = undefined;
+    if (ring === undefined) return;
+    await ring.device.close();
+    closeSync(ring.fd);
+  }
+
+  /** Detaches, flushes and closes the image. */
+  close(): Promise<void> {
+    return closeInOrder([() => this.detach(), () => this.#server.close(), () => this.#opened.image.close()]);
+  }
+
+  /** Another size. @throws {LunetteError} INVALID when the disk would become smaller */
+  async resize(size: number): Promise<void> {
+    const { image } = this.#opened;
+    if (size <= image.size) {
+      if (Math.floor(size / this.#blockSize) === Math.floor(image.size / this.#blockSize)) return;
+      throw new LunetteError('INVALID', `the disk has ${image.size} bytes: it is not made smaller while it is in use`, {
+        path: image.path,
+      });
+    }
+    await image.resize(size);
+  }
+
+  #addUnit(dataAreaSize: number): void {
+    const page = 4096;
+    const share = Math.max(page, Math.floor(dataAreaSize / SHARE_OF_DATA_AREA / page) * page);
+    const unit = this.#server.addUnit(0, {
+      image: this.#opened.image,
+      // Until LIO has given it a serial number.
+      identity: `tcmu\0${this.backstore.key}\0${this.config}`,
+      ...LIO_NAMES,
+      blockSize: this.#blockSize,
+      maxTransfer: share,
+      observer: this.statistics.observe,
+    });
+    // So that it hears of what changes later; of its own beginning the kernel tells initiators itself.
+    unit.attentions.of(NEXUS);
+  }
+
+  /** LIO names a unit after the device was made. */
+  async #refreshNames(): Promise<void> {
+    const unit = this.#server.unit(0);
+    const serial = await this.backstore.unitSerial().catch(() => undefined);
+    if (unit !== undefined && serial !== undefined && serial !== unit.identity.serial)
+      unit.identity = identityBySerial(serial);
+  }
+}
+
+function checkSize(actual: number, configured: number, blockSize: number, path: string, log: ServerLog): void {
+  if (actual < blockSize) {
+    throw new LunetteError('INVALID', `the disk has ${actual} bytes, less than one block of ${blockSize}`, { path });
+  }
+  if (Math.floor(actual / blockSize) === Math.floor(configured / blockSize)) return;
+  if (configured > actual) {
+    throw new LunetteError('INVALID', `the disk has ${actual} bytes, and its backstore was made for ${configured}`, {
+      path,
+      help: `Make the backstore with size=${actual}.`,
+    });
+  }
+  // Cut off, a partition table at its end would be missing.
+  log.warn(
+    { image: path },
+    `${path}: the backstore was made for ${configured} bytes; all ${actual} of the disk are served`,
+  );
+}

@@ -1,0 +1,64 @@
+import { LunetteError } from '../../formats/core/errors.ts';
+import { absolute, parseConfigString } from '../tcmu/config-string.ts';
+import type { ExportRequest } from './open-export.ts';
+
+/** A kind of images, as `user:NAME` in targetcli and as the first word of dev_config. */
+interface Handler {
+  readonly name: string;
+  /** Undefined: found by looking. */
+  readonly format: string | undefined;
+  readonly what: string;
+  /** The image is not a file. */
+  readonly url?: 'nbd';
+}
+
+const OPTIONS =
+  'Options: ;snapshot=NAME ;readonly ;overlay=/FILE.qcow2. Write %3A for a colon, %2C for a comma, %20 for a blank.';
+
+const HANDLERS: readonly Handler[] = [
+  { name: 'qcow2', format: 'qcow2', what: 'a qcow2 image' },
+  { name: 'vmdk', format: 'vmdk', what: 'a VMware disk' },
+  { name: 'vdi', format: 'vdi', what: 'a VirtualBox disk' },
+  { name: 'raw', format: 'raw', what: 'a raw image or a block device' },
+  { name: 'image', format: undefined, what: 'an image of any format, found by looking' },
+  { name: 'nbd', format: 'raw', what: 'an export of an NBD server', url: 'nbd' },
+  // For configurations that were saved under tcmu-runner.
+  { name: 'qcow', format: 'qcow2', what: 'a qcow2 image (the name that tcmu-runner has for it)' },
+  { name: 'file', format: 'raw', what: 'a raw image (the name that tcmu-runner has for it)' },
+];
+
+/** Names and help texts, for targetcli. */
+export function handlerDescriptions(): { readonly name: string; readonly description: string }[] {
+  return HANDLERS.map(({ name, what, url }) => {
+    const form = url === undefined ? 'cfgstring=/ABSOLUTE/PATH' : 'cfgstring=HOST%3APORT/NAME';
+    return { name, description: `${what}: ${form}[;OPTION…]. ${OPTIONS}` };
+  });
+}
+
+/** Whether devices with this first word in their configuration are ours. */
+export function isOurHandler(config: string): boolean {
+  return HANDLERS.some(({ name }) => config.startsWith(`${name}/`));
+}
+
+/**
+ * What a device's configuration asks for.
+ *
+ * @throws {LunetteError} INVALID saying what is wrong with it
+ */
+export function requestOf(configString: string): ExportRequest {
+  const config = parseConfigString(configString);
+  const handler = HANDLERS.find(({ name }) => name === config.handler);
+  if (handler === undefined) {
+    throw new LunetteError('INVALID', `there is no handler ${config.handler}`, {
+      help: `Handlers: ${HANDLERS.map(({ name }) => name).join(', ')}.`,
+    });
+  }
+  const { snapshot, readOnly, overlay } = config;
+  const image = handler.url === undefined ? absolute(config.image) : urlOf(config.image, handler.url);
+  return { image, format: handler.format, snapshot, readOnly: readOnly || undefined, overlay };
+}
+
+/** `HOST:PORT/NAME`, or a whole URL. */
+function urlOf(text: string, scheme: string): string {
+  return /^nbds?(\+\w+)?:\/\//.test(text) ? text : `${scheme}://${text.replace(/^\/+/, '')}`;
+}

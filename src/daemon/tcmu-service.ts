@@ -1,0 +1,483 @@
+import { setTimeout as delay } from 'node:timers/promises';
+import { LunetteError } from '../../formats/core/errors.ts';
+import type { ImageHost } from '../../formats/index.ts';
+import { TcmuObjects } from '../dbus/tcmu-objects.ts';
+import { ProcessLock } from '../io/process-lock.ts';
+import { abortNetlinkWaiters, blockNetlink, tcmuModuleIsLoaded } from '../lio/tcmu-module.ts';
+import { listUioDevices, type TcmuUio, uioDevice } from '../lio/uio-devices.ts';
+import { parseBackstoreName, UserBackstore } from '../lio/user-backstore.ts';
+import { TcmuChannel } from '../netlink/channel.ts';
+import type { TcmuEvent } from '../netlink/tcmu-events.ts';
+import { closeInOrder } from './close-in-order.ts';
+import type { ServerLog } from './log.ts';
+import { errnoFor, TcmuDisk } from './tcmu-disk.ts';
+import { handlerDescriptions, isOurHandler, requestOf } from './tcmu-handlers.ts';
+
+/** The file that tcmu-runner locks, too: only one of us can run. */
+const LOCK_FILE = '/run/tcmu.lock';
+
+const EOPNOTSUPP = -95;
+const ENOENT = -2;
+
+/** An image that could not be opened at the start is tried again after so long, and then ever later, ms. */
+const FIRST_RETRY_MS = 2000;
+const LAST_RETRY_MS = 60_000;
+/** A ring that breaks more often than this within a minute is left alone. */
+const MAX_REPAIRS = 3;
+const REPAIR_WINDOW_MS = 60_000;
+
+export interface TcmuServiceOptions {
+  readonly host: ImageHost;
+  readonly log: ServerLog;
+  /** What is done about devices of handlers that nobody has registered: without an answer their creator waits for ever. */
+  readonly unknownHandlers?: 'refuse' | 'leave' | undefined;
+}
+
+/** A device of ours that there is, served or not. */
+interface Entry {
+  readonly backstore: UserBackstore;
+  uio: TcmuUio;
+  deviceId: number | undefined;
+  disk: TcmuDisk | undefined;
+  /** Things happen to a device one after the other. */
+  queue: Promise<void>;
+  removed: boolean;
+  repairs: number[];
+}
+
+/**
+ * The userspace end of the kernel's TCMU devices, in the place of tcmu-runner: hears of them over netlink, serves their images, and shows
+ * itself to targetcli over D-Bus. Devices that are there already are taken over, with what initiators have in flight.
+ */
+export class TcmuService {
+  readonly #host: ImageHost;
+  readonly #log: ServerLog;
+  readonly #options: TcmuServiceOptions;
+  readonly #entries = new Map<string, Entry>();
+  readonly #lock: ProcessLock;
+  #channel: TcmuChannel | undefined;
+  #objects: TcmuObjects | undefined;
+  readonly #stopping = new AbortController();
+
+  private constructor(options: TcmuServiceOptions, lock: ProcessLock) {
+    this.#host = options.host;
+    this.#log = options.log;
+    this.#options = options;
+    this.#lock = lock;
+  }
+
+  /**
+   * Begins to serve.
+   *
+   * @throws {LunetteError} UNAVAILABLE without the kernel's module; LOCKED while another program serves TCMU devices; ACCESS without
+   *   privilege
+   */
+  static async start(options: TcmuServiceOptions): Promise<TcmuService> {
+    if (!tcmuModuleIsLoaded()) {
+      throw new LunetteError('UNAVAILABLE', 'the kernel module target_core_user is not loaded', {
+        help: 'As root: modprobe target_core_user',
+      });
+    }
+    const lock = await ProcessLock.take(LOCK_FILE).catch((error: unknown) => {
+      if (error instanceof LunetteError && error.code === 'LOCKED') {
+        error.help =
+          'Only one program can serve TCMU devices: systemctl stop tcmu-runner, or end the other lunette daemon.';
+      }
+      throw error;
+    });
+    const service = new TcmuService(options, lock);
+    try {
+      await service.#begin();
+      return service;
+    } catch (error) {
+      await service.close().catch(() => undefined);
+      throw error;
+    }
+  }
+
+  /** The disks that are served now. */
+  get disks(): readonly TcmuDisk[] {
+    return [...this.#entries.values()].flatMap(({ disk }) => (disk === undefined ? [] : [disk]));
+  }
+
+  /** Devices of ours whose image could not be opened: their initiators are told to come again. */
+  get waiting(): readonly string[] {
+    return [...this.#entries.values()].filter(({ disk }) => disk === undefined).map(({ backstore }) => backstore.key);
+  }
+
+  /**
+   * Finishes what is in flight, flushes and closes the images. Commands that come after wait in the rings for whoever serves them next, as
+   * long as cmd_time_out lets them. Safe to call twice.
+   */
+  close(): Promise<void> {
+    this.#stopping.abort();
+    const channel = this.#channel;
+    this.#channel = undefined;
+    return closeInOrder(
+      [
+        () => this.#objects?.close(),
+        ...[...this.#entries.values()].map((entry) => () => this.#inTurn(entry, () => this.#retire(entry))),
+        () => channel?.endAnswering(),
+        () => channel?.close(),
+        () => this.#lock.release(),
+      ].map((step) => async () => step()),
+    );
+  }
+
+  // --- the beginning ---
+
+  async #begin(): Promise<void> {
+    // The bus is connected before devices are taken over, and the name taken after: whoever sees it can make devices at once.
+    this.#objects = await this.#connectBus();
+    await blockNetlink(true);
+    try {
+      this.#channel = new TcmuChannel({
+        event: (event) => this.#onEvent(event),
+        overflow: () => void this.#lookAround(),
+        expired: (deviceId) =>
+          this.#log.error({ deviceId }, `device ${deviceId}: not answered in time, the kernel was told that it failed`),
+        trouble: (what, errno) => this.#log.warn({ errno }, `netlink: ${what} (errno ${-errno})`),
+      });
+      await this.#takeOver();
+      // What still waits is of no kind that can be known: whoever waits hears EINTR.
+      await abortNetlinkWaiters();
+    } finally {
+      await blockNetlink(false);
+    }
+    try {
+      await this.#objects?.publish();
+    } catch (error) {
+      if (error instanceof LunetteError && error.code === 'EXISTS') throw error;
+      this.#log.warn({ error }, `targetcli cannot see us: ${(error as Error).message}`);
+    }
+  }
+
+  async #connectBus(): Promise<TcmuObjects | undefined> {
+    const handlers = handlerDescriptions().map(({ name, description }) => ({
+      name,
+      description,
+      check: (config: string, trusted: boolean) => this.#check(name, config, trusted),
+    }));
+    try {
+      return await TcmuObjects.connect(handlers, (error) =>
+        this.#log.warn(
+          { error },
+          `the connection to D-Bus is lost: targetcli cannot see us until the daemon is started again`,
+        ),
+      );
+    } catch (error) {
+      this.#log.warn({ error }, `targetcli cannot see us: ${(error as Error).message}`);
+      return undefined;
+    }
+  }
+
+  /** Devices that were there before us. */
+  async #takeOver(): Promise<void> {
+    const devices = (await listUioDevices()).filter(({ backstore }) => isOurHandler(backstore.config));
+    await Promise.all(
+      devices.map((uio) => {
+        const entry = this.#entry(uio);
+        return this.#inTurn(entry, () => this.#adopt(entry));
+      }),
+    );
+  }
+
+  /** Takes over one device: with its commands, or while its creator still waits. */
+  async #adopt(entry: Entry): Promise<void> {
+    const { backstore } = entry;
+    entry.deviceId ??= await backstore.deviceId();
+    if (!(await backstore.block(true))) {
+      await this.#finishAdding(entry);
+      return;
+    }
+    await backstore.resetRing();
+    try {
+      await this.#open(entry);
+      await backstore.block(false);
+      this.#log.info({ device: backstore.key }, `${backstore.key}: taken over (${entry.uio.backstore.config})`);
+    } catch (error) {
+      this.#log.error(
+        { error, device: backstore.key },
+        `${backstore.key}: ${describe(error)}; initiators are told to come again`,
+      );
+      void this.#retryLater(entry, FIRST_RETRY_MS);
+    }
+  }
+
+  /** Somebody enabled the device while nobody served: the answer is still waited for. */
+  async #finishAdding(entry: Entry): Promise<void> {
+    const { backstore, deviceId } = entry;
+    if (deviceId === undefined) return;
+    let status = 0;
+    try {
+      await this.#open(entry);
+      this.#log.info(
+        { device: backstore.key },
+        `${backstore.key}: added, after its creator had waited (${entry.uio.backstore.config})`,
+      );
+    } catch (error) {
+      status = errnoFor(error);
+      this.#entries.delete(backstore.key);
+      this.#log.error({ error, device: backstore.key }, `${backstore.key}: ${describe(error)}`);
+    }
+    this.#channel?.answerMissedAdd(deviceId, status);
+  }
+
+  async #retryLater(entry: Entry, waitMs: number): Promise<void> {
+    try {
+      await delay(waitMs, undefined, { signal: this.#stopping.signal, ref: false });
+    } catch {
+      return;
+    }
+    await this.#inTurn(entry, async () => {
+      if (entry.removed || entry.disk !== undefined || this.#stopping.signal.aborted) return;
+      try {
+        await this.#open(entry);
+        await entry.backstore.block(false);
+        this.#log.info({ device: entry.backstore.key }, `${entry.backstore.key}: taken over at last`);
+      } catch (error) {
+        this.#log.warn({ error, device: entry.backstore.key }, `${entry.backstore.key}: still not: ${describe(error)}`);
+        void this.#retryLater(entry, Math.min(2 * waitMs, LAST_RETRY_MS));
+      }
+    });
+  }
+
+  /** Events were lost: finds devices that came or went meanwhile. */
+  async #lookAround(): Promise<void> {
+    this.#log.warn({}, 'netlink: events were lost, looking for devices');
+    try {
+      await blockNetlink(true);
+      const seen = new Set<string>();
+      for (const uio of await listUioDevices()) {
+        if (!isOurHandler(uio.backstore.config)) continue;
+        const entry = this.#entry(uio);
+        seen.add(entry.backstore.key);
+        if (entry.disk === undefined) await this.#inTurn(entry, () => this.#adopt(entry));
+      }
+      for (const entry of [...this.#entries.values()]) {
+        if (!seen.has(entry.backstore.key)) await this.#inTurn(entry, () => this.#forget(entry));
+      }
+      await abortNetlinkWaiters();
+    } catch (error) {
+      this.#log.error({ error }, `looking for devices failed: ${describe(error)}`);
+    } finally {
+      await blockNetlink(false).catch(() => undefined);
+    }
+  }
+
+  // --- events ---
+
+  #onEvent(event: TcmuEvent): void {
+    const name = parseBackstoreName(event.name);
+    const handler = name?.config.split('/')[0] ?? '';
+    if (name === undefined || !(isOurHandler(name.config) || this.#entries.has(new UserBackstore(name).key))) {
+      this.#onForeign(event, handler);
+      return;
+    }
+    void this.#handle(event, name.config).catch((error: unknown) => {
+      this.#log.error({ error, device: event.name }, `${event.name}: ${describe(error)}`);
+      this.#channel?.answer(event.deviceId, errnoFor(error));
+    });
+  }
+
+  /** A device of a handler that is not ours. */
+  #onForeign(event: TcmuEvent, handler: string): void {
+    if (this.#options.unknownHandlers === 'leave' || this.#objects?.isForeign(handler) === true) {
+      this.#channel?.leave(event.deviceId);
+      return;
+    }
+    // Its removal must not fail for want of somebody who knows it.
+    this.#channel?.answer(event.deviceId, event.kind === 'removed' ? 0 : ENOENT);
+    if (event.kind === 'added')
+      this.#log.warn({ device: event.name }, `${event.name}: refused, there is no handler ${handler}`);
+  }
+
+  async #handle(event: TcmuEvent, config: string): Promise<void> {
+    const name = parseBackstoreName(event.name);
+    if (name === undefined) return;
+    const { key } = new UserBackstore(name);
+    if (event.kind === 'added') {
+      const uio = await uioDevice(event.minor);
+      if (uio === undefined)
+        throw new LunetteError('NOT_FOUND', 'the device is not there', { path: `/dev/uio${event.minor}` });
+      const entry = this.#entry(uio);
+      entry.deviceId = event.deviceId;
+      await this.#inTurn(entry, () => this.#added(entry));
+      return;
+    }
+    const entry = this.#entries.get(key);
+    if (entry === undefined) {
+      this.#channel?.answer(event.deviceId, event.kind === 'removed' ? 0 : ENOENT);
+      return;
+    }
+    if (event.kind === 'removed') {
+      await this.#inTurn(entry, async () => {
+        await this.#forget(entry);
+        this.#channel?.answer(event.deviceId, 0);
+        this.#log.info({ device: key }, `${key}: removed (${config})`);
+      });
+      return;
+    }
+    const changed = event;
+    await this.#inTurn(entry, () => this.#reconfigure(entry, changed));
+  }
+
+  async #added(entry: Entry): Promise<void> {
+    const { key } = entry.backstore;
+    try {
+      await this.#open(entry);
+    } catch (error) {
+      this.#entries.delete(key);
+      this.#log.error({ error, device: key }, `${key}: ${describe(error)}`);
+      this.#channel?.answer(entry.deviceId as number, errnoFor(error));
+      return;
+    }
+    if (this.#channel?.answer(entry.deviceId as number, 0) === true) {
+      this.#log.info({ device: key }, `${key}: added (${entry.uio.backstore.config})`);
+      return;
+    }
+    // Its creator was told that it failed, and the kernel has taken it back.
+    await this.#forget(entry);
+  }
+
+  async #reconfigure(entry: Entry, event: Extract<TcmuEvent, { kind: 'reconfigured' }>): Promise<void> {
+    const { change } = event;
+    let status = EOPNOTSUPP;
+    if (change !== undefined && entry.disk !== undefined) {
+      if ('config' in change) {
+        // targetctl restore writes every attribute, with the value that it has.
+        status = change.config === entry.uio.backstore.config ? 0 : EOPNOTSUPP;
+      } else if ('size' in change) {
+        await entry.disk.resize(change.size);
+        status = 0;
+      } else {
+        // What initiators are told is that there is a cache, so they flush: that is right in both cases.
+        status = 0;
+      }
+    }
+    this.#channel?.answer(event.deviceId, status);
+  }
+
+  // --- one device ---
+
+  #entry(uio: TcmuUio): Entry {
+    const backstore = new UserBackstore(uio.backstore);
+    const known = this.#entries.get(backstore.key);
+    if (known !== undefined) {
+      known.uio = uio;
+      return known;
+    }
+    const entry: Entry = {
+      backstore,
+      uio,
+      deviceId: undefined,
+      disk: undefined,
+      queue: Promise.resolve(),
+      removed: false,
+      repairs: [],
+    };
+    this.#entries.set(backstore.key, entry);
+    return entry;
+  }
+
+  #inTurn(entry: Entry, work: () => Promise<void>): Promise<void> {
+    const done = entry.queue.then(work);
+    entry.queue = done.catch(() => undefined);
+    return done;
+  }
+
+  async #open(entry: Entry): Promise<void> {
+    const disk = await TcmuDisk.open(this.#host, entry.uio, this.#log, {
+      broken: (reason) => void this.#inTurn(entry, () => this.#repair(entry, disk, reason)),
+      gone: () => void this.#inTurn(entry, () => this.#vanished(entry, disk)),
+    });
+    try {
+      disk.attach(entry.uio);
+    } catch (error) {
+      await disk.close().catch(() => undefined);
+      throw error;
+    }
+    entry.disk = disk;
+    // Aborts reach us then. Kernels before 5.10 have none.
+    await entry.backstore.setAttribute('tmr_notification', 1).catch(() => undefined);
+  }
+
+  /** The ring is unusable: emptied, and begun anew. What was in flight comes again. */
+  async #repair(entry: Entry, disk: TcmuDisk, reason: string): Promise<void> {
+    if (entry.disk !== disk) return;
+    const { key } = entry.backstore;
+    const now = Date.now();
+    entry.repairs = [...entry.repairs.filter((at) => at > now - REPAIR_WINDOW_MS), now];
+    this.#log.error({ device: key }, `${key}: the command ring is unusable: ${reason}`);
+    await disk.detach();
+    await entry.backstore.block(true);
+    if (entry.repairs.length > MAX_REPAIRS) {
+      this.#log.error(
+        { device: key },
+        `${key}: given up after ${MAX_REPAIRS} attempts; initiators are told to come again`,
+      );
+      return;
+    }
+    await entry.backstore.resetRing();
+    disk.attach(entry.uio);
+    await entry.backstore.block(false);
+    this.#log.warn({ device: key }, `${key}: the command ring was emptied, and serves again`);
+  }
+
+  /** The kernel removed the device, and we did not hear of it in time. */
+  async #vanished(entry: Entry, disk: TcmuDisk): Promise<void> {
+    if (entry.disk !== disk) return;
+    this.#log.warn({ device: entry.backstore.key }, `${entry.backstore.key}: is gone`);
+    await this.#forget(entry);
+  }
+
+  async #forget(entry: Entry): Promise<void> {
+    entry.removed = true;
+    if (this.#entries.get(entry.backstore.key) === entry) this.#entries.delete(entry.backstore.key);
+    const { disk } = entry;
+    entry.disk = undefined;
+    try {
+      await disk?.close();
+    } catch (error) {
+      this.#log.error({ error, device: entry.backstore.key }, `${entry.backstore.key}: closing: ${describe(error)}`);
+    }
+  }
+
+  /** At the end of the daemon: the device stays, and waits for the next. */
+  async #retire(entry: Entry): Promise<void> {
+    const { disk, backstore } = entry;
+    entry.disk = undefined;
+    if (disk === undefined) return;
+    await backstore.block(true).catch(() => false);
+    try {
+      await disk.close();
+    } finally {
+      await backstore.block(false).catch(() => false);
+    }
+  }
+
+  // --- D-Bus ---
+
+  /** What is wrong with a configuration; whoever may know learns whether its image can be opened. */
+  async #check(handler: string, config: string, trusted: boolean): Promise<string | undefined> {
+    try {
+      const request = requestOf(config);
+      if (!config.startsWith(`${handler}/`))
+        return `this is the handler ${handler}: the configuration must begin with ${handler}/`;
+      if (!trusted || request.image.startsWith('nbd')) return undefined;
+      const { image, format, snapshot } = request;
+      const opened = await this.#host.open(image, { format, snapshot, readOnly: true, lock: 'shared' });
+      await opened.close();
+      return undefined;
+    } catch (error) {
+      return describe(error);
+    }
+  }
+}
+
+function describe(error: unknown): string {
+  if (!(error instanceof LunetteError)) return error instanceof Error ? error.message : String(error);
+  const { path, message, help } = error;
+  const text = path === undefined || message.includes(path) ? message : `${path}: ${message}`;
+  return help === undefined ? text : `${text}. ${help}`;
+}

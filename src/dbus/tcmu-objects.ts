@@ -1,0 +1,194 @@
+import { type BusInterface, BusService, type Caller, propertiesOf } from './bus-service.ts';
+
+/** The name that targetcli looks for, and the interface of handlers. */
+export const TCMU_SERVICE = 'org.kernel.TCMUService1';
+const ROOT = '/org/kernel/TCMUService1';
+const REGISTRY = `${TCMU_SERVICE}.HandlerManager1`;
+const REGISTRY_PATH = `${ROOT}/HandlerManager1`;
+const OBJECTS = 'org.freedesktop.DBus.ObjectManager';
+
+/** How long a handler of another process has to appear on the bus after it was announced, ms. */
+const APPEAR_MS = 10_000;
+const LOOK_MS = 100;
+
+/** What targetcli shows as `user:NAME` and asks about. */
+export interface TcmuHandler {
+  readonly name: string;
+  /** Help of `targetcli /backstores/user:NAME create`. */
+  readonly description: string;
+  /** @param trusted the caller is root: it may learn about files. @returns why the configuration is no good; undefined: it is */
+  check(config: string, trusted: boolean): Promise<string | undefined>;
+  /** Serves another image from a device of that name. @returns why not; undefined: done */
+  changeMedium?(device: string, size: number, config: string): Promise<string | undefined>;
+}
+
+/**
+ * The service org.kernel.TCMUService1, as targetcli and rtslib know it from tcmu-runner: an object for each handler, an object manager that
+ * lists them, and one where other processes register handlers of their own.
+ */
+export class TcmuObjects {
+  readonly #bus: BusService;
+  readonly #handlers = new Map<string, BusInterface>();
+  /** Handlers of other processes. */
+  readonly #foreign = new Set<string>();
+
+  private constructor(bus: BusService) {
+    this.#bus = bus;
+  }
+
+  /**
+   * Puts the objects on the system bus; nobody sees them before publish().
+   *
+   * @throws {LunetteError} UNAVAILABLE without a bus
+   */
+  static async connect(handlers: readonly TcmuHandler[], onLost: (error: Error) => void): Promise<TcmuObjects> {
+    const objects = new TcmuObjects(await BusService.connect(onLost));
+    objects.#addRoot();
+    objects.#addRegistry();
+    for (const handler of handlers) objects.#add(handler);
+    return objects;
+  }
+
+  /** Takes the service's name. @throws {LunetteError} EXISTS when tcmu-runner or its like has it; ACCESS */
+  publish(): Promise<void> {
+    return this.#bus.own(TCMU_SERVICE);
+  }
+
+  /** Whether another process has registered a handler of this name: then it answers for its devices. */
+  isForeign(handler: string): boolean {
+    return this.#foreign.has(handler);
+  }
+
+  close(): void {
+    this.#bus.close();
+  }
+
+  #add(handler: TcmuHandler): void {
+    const { name, description, changeMedium } = handler;
+    const face: BusInterface = {
+      properties: { ConfigDesc: { signature: 's', get: () => description } },
+      methods: {
+        CheckConfig: {
+          in: 's',
+          out: 'bs',
+          names: ['configstr', 'is_valid', 'message'],
+          call: async ([config], caller) => {
+            const problem = await handler.check(String(config), await this.#isRoot(caller));
+            return problem === undefined ? [true, 'success'] : [false, problem];
+          },
+        },
+        ...(changeMedium === undefined
+          ? {}
+          : {
+              ChangeMedium: {
+                in: 'sts',
+                out: 'is',
+                names: ['name', 'size', 'configstr', 'result', 'message'],
+                call: async ([device, size, config], caller) => {
+                  if (!(await this.#isRoot(caller))) return [1, 'only root may do this'];
+                  const problem = await changeMedium(String(device), Number(size), String(config));
+                  return problem === undefined ? [0, 'success'] : [1, problem];
+                },
+              },
+            }),
+      },
+    };
+    this.#put(name, face);
+  }
+
+  #put(name: string, face: BusInterface): void {
+    this.#handlers.set(name, face);
+    this.#bus.add(`${ROOT}/${name}`, TCMU_SERVICE, face);
+  }
+
+  #addRoot(): void {
+    this.#bus.add(ROOT, OBJECTS, {
+      methods: {
+        GetManagedObjects: {
+          in: '',
+          out: 'a{oa{sa{sv}}}',
+          names: ['objects'],
+          call: () => [
+            Object.fromEntries(
+              [...this.#handlers].map(([name, face]) => [`${ROOT}/${name}`, { [TCMU_SERVICE]: propertiesOf(face) }]),
+            ),
+          ],
+        },
+      },
+    });
+  }
+
+  #addRegistry(): void {
+    this.#bus.add(REGISTRY_PATH, REGISTRY, {
+      methods: {
+        RegisterHandler: {
+          in: 'ss',
+          out: 'bs',
+          names: ['subtype', 'cfgstr_desc', 'succeeded', 'message'],
+          call: async ([subtype, description], caller) => {
+            const problem = await this.#register(String(subtype), String(description), caller);
+            return problem === undefined ? [true, 'succeeded'] : [false, problem];
+          },
+        },
+      },
+    });
+  }
+
+  /** A handler of another process: it has to own a name of its own, and is asked there. */
+  async #register(subtype: string, description: string, caller: Caller): Promise<string | undefined> {
+    if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(subtype)) return 'the subtype has characters that no object path can have';
+    if (this.#handlers.has(subtype)) return `there is a handler ${subtype} already`;
+    if (!(await this.#isRoot(caller))) return 'only root may register handlers';
+    const name = `${REGISTRY}.${subtype}`;
+    const owner = await this.#appears(name);
+    if (owner === undefined) return `Cannot find handler bus name: ${name}`;
+    if (this.#handlers.has(subtype)) return `there is a handler ${subtype} already`;
+    const path = `${REGISTRY_PATH}/${subtype}`;
+    this.#foreign.add(subtype);
+    this.#put(subtype, {
+      properties: { ConfigDesc: { signature: 's', get: () => description } },
+      methods: {
+        CheckConfig: {
+          in: 's',
+          out: 'bs',
+          names: ['configstr', 'is_valid', 'message'],
+          call: async ([config]) => [...(await this.#bus.call(name, path, TCMU_SERVICE, 'CheckConfig', 's', [config]))],
+        },
+      },
+    });
+    this.#watch(subtype, name, owner);
+    this.#bus.signal(ROOT, OBJECTS, 'InterfacesAdded', 'oa{sa{sv}}', [
+      `${ROOT}/${subtype}`,
+      { [TCMU_SERVICE]: propertiesOf(this.#handlers.get(subtype) as BusInterface) },
+    ]);
+    return undefined;
+  }
+
+  async #appears(name: string): Promise<string | undefined> {
+    const deadline = Date.now() + APPEAR_MS;
+    for (;;) {
+      const owner = await this.#bus.ownerOf(name);
+      if (owner !== undefined || Date.now() > deadline) return owner;
+      await new Promise((resolve) => setTimeout(resolve, LOOK_MS));
+    }
+  }
+
+  /** Forgets a handler whose process has gone. */
+  #watch(subtype: string, name: string, owner: string): void {
+    const timer = setInterval(() => {
+      void this.#bus.ownerOf(name).then((now) => {
+        if (now === owner) return;
+        clearInterval(timer);
+        this.#foreign.delete(subtype);
+        this.#handlers.delete(subtype);
+        this.#bus.remove(`${ROOT}/${subtype}`);
+        this.#bus.signal(ROOT, OBJECTS, 'InterfacesRemoved', 'oas', [`${ROOT}/${subtype}`, [TCMU_SERVICE]]);
+      });
+    }, 1000);
+    timer.unref();
+  }
+
+  async #isRoot(caller: Caller): Promise<boolean> {
+    return (await this.#bus.userOf(caller).catch(() => -1)) === 0;
+  }
+}
