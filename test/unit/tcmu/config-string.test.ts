@@ -1,0 +1,69 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { escapeText, parseConfigString } from '../../../src/tcmu/config-string.ts';
+import { randomFor } from '../../support/random.ts';
+
+const nothing = { snapshot: undefined, readOnly: false, overlay: undefined };
+
+test('a configuration is a handler and an image', () => {
+  assert.deepEqual(parseConfigString('qcow2//images/disk.qcow2'), {
+    handler: 'qcow2',
+    image: '/images/disk.qcow2',
+    ...nothing,
+  });
+});
+
+test('options stand behind semicolons', () => {
+  assert.deepEqual(parseConfigString('qcow2//a;snapshot=before%20it;readonly'), {
+    handler: 'qcow2',
+    image: '/a',
+    snapshot: 'before it',
+    readOnly: true,
+    overlay: undefined,
+  });
+  assert.deepEqual(parseConfigString('image//a;overlay=/b.qcow2'), {
+    handler: 'image',
+    image: '/a',
+    ...nothing,
+    overlay: '/b.qcow2',
+  });
+});
+
+test('what tcmu-runner added for itself is passed over', () => {
+  assert.equal(parseConfigString('qcow//a;tcmur_cmd_time_out=30;').image, '/a');
+});
+
+for (const [text, message] of [
+  ['qcow2', /not HANDLER\/IMAGE/],
+  ['/a', /not HANDLER\/IMAGE/],
+  ['qcow2/', /names no image/],
+  ['qcow2//a b', /cannot keep " "/],
+  ['qcow2//a:b', /cannot keep ":"/],
+  ['qcow2//a,b', /cannot keep ","/],
+  ['qcow2//a%2', /not followed by two hexadecimal digits/],
+  ['qcow2//a%zz', /not followed by two hexadecimal digits/],
+  ['qcow2//a%00', /zero byte/],
+  ['qcow2//a;size=1', /no option "size"/],
+  ['qcow2//a;readonly=1', /has no value/],
+  ['qcow2//a;snapshot', /needs a value/],
+  ['qcow2//a;snapshot=', /needs a value/],
+  ['qcow2//a;overlay=b', /not an absolute path/],
+  ['qcow2//a;readonly;overlay=/b', /no use for an overlay/],
+  [`qcow2//${'a'.repeat(250)}`, /takes 255/],
+] as const) {
+  test(`${JSON.stringify(text.slice(0, 30))} is refused with the reason`, () => {
+    assert.throws(() => parseConfigString(text), { code: 'INVALID', message });
+  });
+}
+
+test('every path can be escaped, and is the same when it is parsed', (t) => {
+  const random = randomFor(t);
+  const alphabet = ['a', '/', ':', ',', ' ', '%', ';', '=', 'é', '日', '\u{1f4be}', '\t'];
+  for (let round = 0; round < 500; round++) {
+    const path = `/${Array.from({ length: random.next() % 20 }, () => alphabet[random.next() % alphabet.length]).join('')}`;
+    const text = `raw/${escapeText(path)}`;
+    if (text.length > 255) continue;
+    assert.doesNotMatch(text, /[:,\s]/);
+    assert.equal(parseConfigString(text).image, path);
+  }
+});
