@@ -256,7 +256,7 @@ export class ChainImage implements Image {
       if (size > before && (await this.#zeroTail(before, size))) await this.flush();
       await top.resize(size, { shrink, preallocation, shownTo });
       // It has its new size, whatever comes of this; growing zeroes the tail again.
-      if (size < before) await this.#zeroTail(size, before).catch(() => false);
+      if (size < before && !this.#top.cutsEnd) await this.#zeroTail(size, before).catch(() => false);
     });
   }
 

@@ -95,6 +95,8 @@ export interface Layer {
   readonly bitmaps?: BitmapStore | undefined;
   /** In what units the file holds the disk's end: where it is cut, resizing zeroes up to the next multiple. Absent: nothing is behind it. */
   readonly endUnit?: number;
+  /** Shrinking cuts the file that holds the data: nothing of it is left behind the end, and only growing has something to zero. */
+  readonly cutsEnd?: boolean;
   /**
    * Internal snapshots, for formats that have them; called while no write is in flight. When one fails, disk and snapshots are as before.
    * Applying changes `size`, in the tick in which the snapshot's content is seen.

@@ -61,6 +61,7 @@ export class Qcow2Layer implements Layer {
   readonly leases: LeaseBook;
   readonly header: Qcow2Header;
   readonly endUnit: number;
+  readonly cutsEnd: boolean;
   readonly compression: Compression | undefined;
   readonly recorder: ChangeRecorder | undefined;
   readonly bitmaps: BitmapStore | undefined;
@@ -86,8 +87,8 @@ export class Qcow2Layer implements Layer {
     const { clusterSize, version, compressedOffsetBits } = header.geometry;
     this.storage = storage;
     this.header = header;
-    // A data file of its own is cut with the disk.
-    this.endUnit = parts.dataStorage === storage ? clusterSize : 1;
+    this.endUnit = clusterSize;
+    this.cutsEnd = parts.dataStorage !== storage;
     this.#snapshots = parts.snapshots;
     this.#cache = parts.cache;
     this.#size = parts.size;

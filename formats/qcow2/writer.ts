@@ -258,9 +258,11 @@ export class Qcow2Writer {
       at = await this.#retried(() => zeroSlice(this.#state, { start, end, mode }));
       if (at < 0) return false;
     }
-    // Nobody else can get the space of an external data file: it is given back now, before anything new is written there.
+    // Nobody else can get the space of an external data file: it is given back now, before anything new is written there. As zeros, which
+    // is what a power cut may show through the entries of before.
     const { dataStorage } = this.#state.parts;
-    if (this.#state.external && mode === 'unmap') await dataStorage.discard(offset, length).catch(() => false);
+    if (this.#state.external && mode === 'unmap')
+      await dataStorage.writeZeroes(offset, length, true).catch(() => false);
     return true;
   }
 

@@ -6,6 +6,7 @@ import { IoVec } from '../../formats/core/iov.ts';
 import type { ChainImage } from '../../formats/image/chain.ts';
 import { applySnapshot, createSnapshot, deleteSnapshot } from '../../formats/image/snapshots.ts';
 import { MemoryStorage } from '../../formats/storage/memory.ts';
+import type { Storage } from '../../formats/storage/storage.ts';
 import { CutModel } from '../support/cut-model.ts';
 import { PowerCutStorage } from '../support/power-cut-storage.ts';
 import { Qcow2File } from '../support/qcow2-file.ts';
@@ -13,12 +14,18 @@ import { createImage, openImage, openLayer, readAll } from '../support/qcow2-ima
 import { type Random, randomFor } from '../support/random.ts';
 
 /** Cuts in one run of this test; LUNETTE_CUTS asks for more. */
-const CUTS = Number(process.env.LUNETTE_CUTS ?? 2000);
-const CUTS_PER_WORKLOAD = 30;
+const CUTS = Number(process.env.LUNETTE_CUTS ?? 20_000);
+const CUTS_PER_WORKLOAD = 200;
+/** Of so many of them it is looked at what comes after: writing on, snapshots. */
+const FURTHER = 0.1;
 
 interface Workload {
   readonly what: string;
   readonly storage: PowerCutStorage;
+  /** External data file. */
+  readonly data?: PowerCutStorage | undefined;
+  /** It is the disk at all times. */
+  readonly raw?: boolean;
   readonly model: CutModel;
   readonly parentBytes: Uint8Array | undefined;
 }
@@ -27,11 +34,12 @@ async function openWith(
   workload: Pick<Workload, 'parentBytes'>,
   storage: PowerCutStorage | MemoryStorage,
   random: Random,
+  dataFile?: Storage,
 ): Promise<ChainImage> {
   const cache = new SharedBlockCache(random.pick([0, 50_000, 1_000_000]));
-  if (workload.parentBytes === undefined) return openImage(storage, { cache });
+  if (workload.parentBytes === undefined) return openImage(storage, { cache, dataFile });
   const parent = await openLayer(new MemoryStorage({ bytes: workload.parentBytes }), { readOnly: true });
-  return openImage(storage, { cache, parents: [parent] });
+  return openImage(storage, { cache, parents: [parent], dataFile });
 }
 
 /** An image whose refcount table is nearly full: it moves while the image is written. */
@@ -55,17 +63,34 @@ async function prepareFull(random: Random): Promise<Workload> {
 /** An image with some data, perhaps a parent and snapshots, that is about to be written. */
 async function prepare(random: Random): Promise<Workload> {
   if (random.chance(0.05)) return prepareFull(random);
-  const clusterSize = random.pick([512, 512, 1024, 4096]);
-  const version = random.pick([2, 3, 3, 3] as const);
+  const extendedL2 = random.chance(0.25);
+  const clusterSize = extendedL2 ? 16384 : random.pick([512, 512, 1024, 4096]);
+  const version = extendedL2 ? 3 : random.pick([2, 3, 3, 3] as const);
   // Wide refcounts in small clusters: refcount blocks and their table grow often.
   const refcountBits = version === 2 ? 16 : random.pick([1, 2, 4, 8, 16, 32, 64, 64, 64]);
-  const size = random.pick([40, 64, 200, 600]) * clusterSize + random.pick([0, 512]);
-  const parentBytes = random.chance(0.4)
-    ? (await filled(random, { size: size + random.pick([0, 5 * clusterSize]), clusterSize })).toBytes()
-    : undefined;
+  const clusters = random.pick(extendedL2 ? [3, 8, 15] : clusterSize > 1024 ? [20, 40, 64] : [40, 64, 200, 600]);
+  const size = clusters * clusterSize + random.pick([0, 512]);
+  const external = version === 3 && random.chance(0.25);
+  const raw = external && random.chance(0.5);
+  const parentBytes =
+    !raw && random.chance(0.4)
+      ? (await filled(random, { size: size + random.pick([0, 5 * clusterSize]), clusterSize })).toBytes()
+      : undefined;
   const backing = parentBytes === undefined ? {} : { backingFile: 'parent.qcow2', backingFormat: 'qcow2' };
-  const file = await createImage({ size, clusterSize, version, refcountBits, ...backing });
-  const before = await openWith({ parentBytes }, file, random);
+  const dataFile = external ? new MemoryStorage() : undefined;
+  const file = await createImage({
+    size,
+    clusterSize,
+    version,
+    refcountBits,
+    extendedL2,
+    preallocation:
+      parentBytes === undefined || extendedL2 ? random.pick(['off', 'off', 'off', 'metadata', 'full']) : 'off',
+    dataFileRaw: raw,
+    ...(external ? { dataFile: 'data', dataStorage: dataFile } : {}),
+    ...backing,
+  });
+  const before = await openWith({ parentBytes }, file, random, dataFile);
   for (let i = random.pick([0, 2, 10]); i > 0; i--) {
     const offset = random.below(size);
     await before.writev(offset, IoVec.of(random.bytes(1 + random.below(Math.min(size - offset, 6 * clusterSize)))));
@@ -75,7 +100,7 @@ async function prepare(random: Random): Promise<Workload> {
   let bytes = file.toBytes();
   const snapshots = new Map<string, Uint8Array>();
   // One bit cannot count a second reference.
-  for (let i = refcountBits > 1 ? random.below(3) : 0; i > 0 && refcountBits >= 2; i--) {
+  for (let i = refcountBits > 1 && !external ? random.below(3) : 0; i > 0 && refcountBits >= 2; i--) {
     if (refcountBits === 2 && snapshots.size === 2) break;
     const image = new Qcow2File(bytes);
     image.takeSnapshot(String(snapshots.size + 1), `snapshot ${snapshots.size + 1}`);
@@ -93,14 +118,19 @@ async function prepare(random: Random): Promise<Workload> {
   // On a block device, with more room or less than the image comes to need.
   const device = random.chance(0.2) ? { spare: random.below(1200) * clusterSize } : {};
   const storage = new PowerCutStorage(random, bytes, device);
+  const onDevice = random.chance(0.2) ? { spare: random.below(20) * clusterSize } : {};
+  const data =
+    dataFile &&
+    new PowerCutStorage(random, dataFile.toBytes(), { ...onDevice, path: '/cut/data', clock: storage.clock });
   const model = new CutModel(storage, shown);
   for (const [name, bytes] of snapshots) {
     model.snapshots.set(name, { bytes, takingAt: -1, takenAt: -1, deletingAt: Infinity, deletedAt: Infinity });
   }
   const what =
     `${storage.growsZeroed ? '' : 'on a device, '}version ${version}, clusters of ${clusterSize}, ${refcountBits} refcount bits, ${size} bytes, ` +
-    `${snapshots.size} snapshots${parentBytes === undefined ? '' : ', with a parent'}`;
-  return { what, storage, model, parentBytes };
+    `${snapshots.size} snapshots${parentBytes === undefined ? '' : ', with a parent'}` +
+    `${extendedL2 ? ', extended L2' : ''}${external ? `, ${raw ? 'raw ' : ''}data file` : ''}`;
+  return { what, storage, data, raw, model, parentBytes };
 }
 
 async function filled(random: Random, options: { size: number; clusterSize: number }): Promise<MemoryStorage> {
@@ -114,17 +144,19 @@ async function filled(random: Random, options: { size: number; clusterSize: numb
   return storage;
 }
 
-/** One random change, and its effect in the model. */
-function change(random: Random, image: ChainImage, model: CutModel, unit: number): Promise<void> {
+/** One random change, and its effect in the model. @param scale of its length, bytes */
+function change(random: Random, image: ChainImage, { model, raw }: Workload, scale: number): Promise<void> {
   const size = image.size;
   const offset = random.below(size);
-  const length = 1 + random.below(Math.min(size - offset, random.chance(0.2) ? 30 * unit : 3 * unit));
+  const length = 1 + random.below(Math.min(size - offset, random.chance(0.2) ? 30 * scale : 3 * scale));
   switch (random.below(8)) {
     case 0:
     case 1:
       return model.change(offset, new Uint8Array(length), () => image.writeZeroes(offset, length, random.chance(0.5)));
     case 2: {
-      if (image.limits.discardUnit === 0) return Promise.resolve();
+      const unit = image.limits.discardUnit;
+      // In a raw data file a discard is what the file makes of it: it may stay as it is.
+      if (unit === 0 || raw) return Promise.resolve();
       const start = Math.ceil(offset / unit) * unit;
       const end = offset + length === size ? size : Math.floor((offset + length) / unit) * unit;
       if (start >= end) return image.discard(offset, length);
@@ -155,7 +187,8 @@ function restructure(random: Random, image: ChainImage, model: CutModel, unit: n
       const size = Math.max(512, image.size + (random.below(40 * unit) - 20 * unit));
       const bytes = new Uint8Array(size - (size % 512));
       bytes.set(model.current.subarray(0, bytes.length));
-      return model.replace(bytes, () => image.resize(bytes.length, { shrink: true }));
+      const preallocation = random.pick(['off', 'off', 'metadata', 'falloc', 'full'] as const);
+      return model.replace(bytes, () => image.resize(bytes.length, { shrink: true, preallocation }));
     }
   }
   const fresh = `snapshot ${model.snapshots.size + 1}`;
@@ -163,16 +196,19 @@ function restructure(random: Random, image: ChainImage, model: CutModel, unit: n
 }
 
 async function run(workload: Workload, random: Random): Promise<void> {
-  const { storage, model } = workload;
-  const image = await openWith(workload, storage, random);
+  const { storage, data, model } = workload;
+  const image = await openWith(workload, storage, random, data);
   const unit = image.limits.allocationUnit;
+  const scale = random.pick([unit, image.limits.zeroUnit]);
   // Now and then the disk is full, or a write fails: what was reported as done stays done.
   const full = random.chance(0.3);
   const failing = random.chance(0.2);
   for (let i = random.between(5, 40); i > 0; i--) {
-    if (full) storage.maxSize = random.chance(0.5) ? storage.size : Number.MAX_SAFE_INTEGER;
-    if (failing) storage.failing = (call) => call === 'write' && random.chance(0.05);
-    const pending = Array.from({ length: random.between(1, 4) }, () => change(random, image, model, unit));
+    for (const file of data === undefined ? [storage] : [storage, data]) {
+      if (full) file.maxSize = random.chance(0.5) ? file.size : Number.MAX_SAFE_INTEGER;
+      if (failing) file.failing = (call) => call === 'write' && random.chance(0.05);
+    }
+    const pending = Array.from({ length: random.between(1, 4) }, () => change(random, image, workload, scale));
     if (random.chance(0.3)) pending.push(model.flush(() => image.flush()));
     for (const result of await Promise.allSettled(pending)) {
       if (result.status === 'rejected' && !['NO_SPACE', 'IO'].includes(codeOf(result.reason))) throw result.reason;
@@ -185,8 +221,10 @@ async function run(workload: Workload, random: Random): Promise<void> {
       if (!['NO_SPACE', 'IO', 'TOO_LARGE', 'UNSUPPORTED'].includes(codeOf(error))) throw error;
     });
   }
-  storage.maxSize = Number.MAX_SAFE_INTEGER;
-  storage.failing = () => false;
+  for (const file of data === undefined ? [storage] : [storage, data]) {
+    file.maxSize = Number.MAX_SAFE_INTEGER;
+    file.failing = () => false;
+  }
   if (random.chance(0.5)) {
     const closed = await image.close().then(
       () => true,
@@ -205,16 +243,26 @@ async function run(workload: Workload, random: Random): Promise<void> {
 
 /** What a cut leaves must open, have sound metadata, and show every flushed byte and the snapshots as they were. */
 async function judge(workload: Workload, random: Random, at: number): Promise<void> {
-  const bytes = workload.storage.cut(random, at, random.pick([0, 0.1, 0.5, 0.9, 1]));
+  const keep = random.pick([0, 0.1, 0.5, 0.9, 1]);
+  const bytes = workload.storage.cut(random, at, keep);
+  const dataBytes = workload.data?.cut(random, at, random.pick([keep, 0, 1]));
+  const data = dataBytes && new MemoryStorage({ bytes: dataBytes });
   const context = `${workload.what}, cut at step ${at} of ${workload.storage.now}`;
   const { corruptions, missingCopied } = new Qcow2File(bytes).inspect();
   assert.deepEqual(corruptions, [], context);
   const restructured = workload.model.restructuredBefore(at);
   if (!restructured) assert.deepEqual(missingCopied, [], context);
   const storage = new MemoryStorage({ bytes });
-  const image = await openWith(workload, storage, random);
-  const wrong = workload.model.judge(at, await readAll(image));
+  const image = await openWith(workload, storage, random, data);
+  const shown = await readAll(image);
+  const wrong = workload.model.judge(at, shown);
   assert.equal(wrong, -1, `${context}: byte ${wrong} is neither as flushed nor as written since`);
+  if (workload.raw) {
+    const alone = new Uint8Array(shown.length);
+    alone.set((dataBytes as Uint8Array).subarray(0, shown.length));
+    assert.ok(Buffer.compare(alone, shown) === 0, `${context}: the raw data file holds something else than the disk`);
+  }
+  if (!random.chance(FURTHER)) return image.close();
   // It can be written on, and closes without making anything worse.
   await image.writev(random.below(image.size - 1), IoVec.of(random.bytes(1)));
   await image.close();

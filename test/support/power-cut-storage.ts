@@ -30,8 +30,8 @@ export class PowerCutStorage implements Storage {
   maxSize = Number.MAX_SAFE_INTEGER;
   /** Thrown by the next calls, when it answers true. */
   failing: (call: 'write' | 'sync') => boolean = () => false;
-  /** Steps so far: writes begun and ended, syncs begun and ended. A cut happens between two of them. */
-  now = 0;
+  /** Steps so far: writes begun and ended, syncs begun and ended. A cut happens between two of them. Files of one disk share it. */
+  readonly clock: { now: number };
   readonly #random: Random;
   readonly #initial: Uint8Array;
   #bytes: Uint8Array;
@@ -39,15 +39,31 @@ export class PowerCutStorage implements Storage {
   readonly #writes: WriteEvent[] = [];
   readonly #syncs: { issuedAt: number; completedAt: number }[] = [];
 
-  /** @param options.spare makes it a block device: so many bytes follow, which hold anything; it does not grow, nor discard to zeros */
-  constructor(random: Random, initial: Uint8Array, options: { path?: string; spare?: number } = {}) {
+  /**
+   * @param options.clock of the other files of the same disk
+   * @param options.spare makes it a block device: so many bytes follow, which hold anything; it does not grow, nor discard to zeros
+   */
+  constructor(
+    random: Random,
+    initial: Uint8Array,
+    options: { path?: string; spare?: number; clock?: { now: number } } = {},
+  ) {
     this.#random = random;
+    this.clock = options.clock ?? { now: 0 };
     this.growsZeroed = options.spare === undefined;
     this.#initial = new Uint8Array(initial.length + (options.spare ?? 0)).fill(0xdd);
     this.#initial.set(initial);
     this.#bytes = this.#initial.slice();
     this.#size = this.#initial.length;
     this.path = options.path ?? '/cut/image';
+  }
+
+  get now(): number {
+    return this.clock.now;
+  }
+
+  set now(step: number) {
+    this.clock.now = step;
   }
 
   get size(): number {
@@ -101,7 +117,11 @@ export class PowerCutStorage implements Storage {
   }
 
   async resize(size: number): Promise<void> {
-    if (size > this.#size) await this.#write(this.#size, new Uint8Array(size - this.#size));
+    if (size > this.#size) return this.#write(this.#size, new Uint8Array(size - this.#size));
+    if (size === this.#size) return;
+    // What is cut off reads as zeros when the file grows again; a power cut may bring back that it was longer.
+    await this.#write(size, new Uint8Array(this.#size - size));
+    this.#size = size;
   }
 
   async sync(): Promise<void> {

@@ -49,6 +49,11 @@ export class Qcow2File {
     return at + 8 <= this.bytes.length ? this.#view.getBigUint64(at) : 0n;
   }
 
+  /** A 64-bit field that is small: offsets, counts. */
+  number(at: number): number {
+    return at + 8 <= this.bytes.length ? this.#view.getUint32(at) * 0x100000000 + this.#view.getUint32(at + 4) : 0;
+  }
+
   setU32(at: number, value: number): void {
     this.#view.setUint32(at, value);
   }
@@ -70,7 +75,7 @@ export class Qcow2File {
     const perBlock = (this.clusterSize * 8) / this.refcountBits;
     const index = Math.floor(cluster / perBlock);
     if (index * 8 >= this.u32(56) * this.clusterSize) return undefined;
-    const block = Number(this.u64(Number(this.u64(48)) + index * 8));
+    const block = this.number(this.number(48) + index * 8);
     if (block === 0) return undefined;
     const bits = (cluster % perBlock) * this.refcountBits;
     return { at: block + Math.floor(bits / 8), bit: bits % 8 };
@@ -83,7 +88,7 @@ export class Qcow2File {
     if (at >= this.bytes.length) return 0;
     switch (this.refcountBits) {
       case 64:
-        return Number(this.u64(at));
+        return this.number(at);
       case 32:
         return this.u32(at);
       case 16:
@@ -162,7 +167,7 @@ export class Qcow2File {
     const tableLength = this.u32(56) * this.clusterSize;
     countRange(tableAt, tableLength, 'refcount table');
     for (let i = 0; i < tableLength / 8; i++) {
-      const block = Number(this.u64(tableAt + i * 8));
+      const block = this.number(tableAt + i * 8);
       if (block !== 0) countRange(block, this.clusterSize, `refcount block ${i}`);
     }
     if (this.u32(60) > 0) countRange(Number(this.u64(64)), this.#snapshotTableLength, 'snapshot table');
@@ -178,7 +183,10 @@ export class Qcow2File {
           flags.push({ what: `L1 entry ${i}`, cluster: table / this.clusterSize, copied: (l1 & COPIED) !== 0n });
         const perTable = this.clusterSize / this.entrySize;
         for (let j = 0; j < perTable; j++) {
-          const entry = this.u64(table + j * this.entrySize);
+          const at = table + j * this.entrySize;
+          // Most entries are empty: told without big numbers.
+          if (this.number(at) === 0 && (this.entrySize === 8 || this.number(at + 8) === 0)) continue;
+          const entry = this.u64(at);
           if (this.entrySize === 16) this.#subclusters(entry, table + j * 16, `L2 entry ${i}/${j}`, corruptions);
           if (entry === 0n) continue;
           const copied = (entry & COPIED) !== 0n;
@@ -213,9 +221,13 @@ export class Qcow2File {
     for (let cluster = 0; cluster < last; cluster++) compare(cluster);
     // Behind the end of the file nothing is referred to: only blocks that are not all zeros need a look.
     for (let i = 0; i < tableLength / 8; i++) {
-      const block = Number(this.u64(tableAt + i * 8));
-      if (block === 0 || this.bytes.subarray(block, block + this.clusterSize).every((byte) => byte === 0)) continue;
-      for (let c = Math.max(last, i * perBlock); c < (i + 1) * perBlock; c++) compare(c);
+      const block = this.number(tableAt + i * 8);
+      if (block === 0) continue;
+      const first = Math.max(last, i * perBlock);
+      const from = Math.floor(((first - i * perBlock) * this.refcountBits) / 8);
+      if (from >= this.clusterSize) continue;
+      if (this.bytes.subarray(block + from, block + this.clusterSize).every((byte) => byte === 0)) continue;
+      for (let c = first; c < (i + 1) * perBlock; c++) compare(c);
     }
     for (const { what, cluster, copied } of flags) {
       const refcount = this.refcount(cluster);
