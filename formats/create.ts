@@ -1,7 +1,7 @@
 import path from 'node:path';
 import { LunetteError } from './core/errors.ts';
 import { parseSize } from './core/units.ts';
-import type { CreateBacking, CreateOption, CreateValue, CreateValues, FormatCreator } from './driver.ts';
+import type { CreateBacking, CreateOption, CreateValue, CreateValues, FormatCreator, Secrets } from './driver.ts';
 import type { ImageHost } from './open.ts';
 import { qcow2Creator } from './qcow2/creator.ts';
 import { rawCreator } from './raw/creator.ts';
@@ -104,6 +104,8 @@ export interface CreateImageOptions {
     | undefined;
   /** Opens backing files to look at them. Needed with `backing`, unless that is unchecked. */
   readonly host?: ImageHost | undefined;
+  /** Passphrases: an encrypted image gets the first. */
+  readonly secrets?: Secrets | undefined;
   /** How files are opened. Default: plain Node. */
   readonly openStorage?: StorageOpener | undefined;
   /** Called before anything is written, with what will be made. */
@@ -136,7 +138,8 @@ export async function createImage(options: CreateImageOptions): Promise<CreatedI
   }
   const image: CreatedImage = { format, size: creator.sizeOf(asked), values, backing: found?.backing };
   options.announce?.(image);
-  await writeEmptyImage(options.path, creator, image, openStorage);
+  const secret = async (): Promise<Uint8Array | undefined> => (await options.secrets?.())?.[0];
+  await writeEmptyImage(options.path, creator, image, openStorage, secret);
   return image;
 }
 
@@ -145,6 +148,7 @@ async function writeEmptyImage(
   creator: FormatCreator,
   { size, values, backing }: CreatedImage,
   openStorage: StorageOpener,
+  secret: () => Promise<Uint8Array | undefined>,
 ): Promise<void> {
   const main = await openNewFile(file, openStorage);
   const made = [main];
@@ -154,6 +158,7 @@ async function writeEmptyImage(
       size,
       values,
       backing,
+      secret,
       async createFile(name) {
         const further = await openNewFile(path.resolve(path.dirname(file), name), openStorage);
         made.push(further);

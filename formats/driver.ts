@@ -32,8 +32,12 @@ export interface FormatDriver {
   findParent?(child: Layer, search: ParentSearch): Promise<string>;
 }
 
+/** Passphrases to try on an encrypted image, in this order; each takes its time. Asked for when they are needed. */
+export type Secrets = () => Promise<readonly Uint8Array[]>;
+
 export interface LayerOpenOptions {
   readonly readOnly: boolean;
+  readonly secrets?: Secrets | undefined;
   /** Open this internal snapshot (id, then name) instead of the live state; read-only. */
   readonly snapshot?: string | undefined;
   /** Warnings about the image become failures. */
@@ -91,6 +95,8 @@ export interface CreateRequest {
   /** Every option of the format that has a value. */
   readonly values: CreateValues;
   readonly backing?: CreateBacking | undefined;
+  /** The passphrase of an encrypted image; undefined when none was given. */
+  readonly secret?: (() => Promise<Uint8Array | undefined>) | undefined;
   /** Makes an empty file beside the image, locked for writing; whoever asks closes it. */
   createFile(name: string): Promise<Storage>;
 }

@@ -2,7 +2,7 @@ import { SharedBlockCache } from './cache/block-cache.ts';
 import type { BlockCache } from './cache/cache.ts';
 import { ImageError, LunetteError } from './core/errors.ts';
 import { MiB } from './core/units.ts';
-import type { FormatDriver, LayerContext, LayerOpenOptions } from './driver.ts';
+import type { FormatDriver, LayerContext, LayerOpenOptions, Secrets } from './driver.ts';
 import { ChainImage } from './image/chain.ts';
 import { settle } from './image/chain-read.ts';
 import { DirectoryGate, type OpenGate, type ReferenceKind } from './image/gate.ts';
@@ -23,6 +23,8 @@ export interface ImageHostOptions {
   /** Judges files that images name. Default: an image's own directory and below, and its backing files' in turn. */
   gate?: OpenGate;
   warn?: (message: string, path: string) => void;
+  /** For opens that bring none of their own. */
+  secrets?: Secrets;
   drivers?: readonly FormatDriver[];
 }
 
@@ -50,6 +52,8 @@ export interface OpenImageOptions {
   member?: string | undefined;
   /** Open for writing although other images stand on this one. */
   force?: boolean | undefined;
+  /** Passphrases of encrypted files in the chain. Default: the host's. */
+  secrets?: Secrets | undefined;
 }
 
 /** A read-only layer that several images of this host stand on. */
@@ -70,6 +74,7 @@ export class ImageHost {
   readonly #gate: OpenGate;
   readonly #warn: (message: string, path: string) => void;
   readonly #drivers: readonly FormatDriver[];
+  readonly #secrets: Secrets | undefined;
   /** Storage ids open for writing, with the path they were opened by. */
   readonly #writers = new Map<string, string>();
   /** Storage ids open for reading, with how many opens. */
@@ -85,6 +90,7 @@ export class ImageHost {
     this.#gate = options.gate ?? new DirectoryGate({ ownDirectory: true });
     this.#warn = options.warn ?? (() => undefined);
     this.#drivers = options.drivers ?? DRIVERS;
+    this.#secrets = options.secrets;
   }
 
   /**
@@ -152,7 +158,12 @@ export class ImageHost {
     const view = snapshot === undefined || shared ? undefined : await this.#viewOf(path, snapshot);
     if (view !== undefined) return view;
     const storage = await this.#openFile(path, readOnly, mode);
-    const layer = await this.#openDriver(storage, options.format, { readOnly, snapshot, strict, force, member }, mode);
+    const layer = await this.#openDriver(
+      storage,
+      options.format,
+      { readOnly, snapshot, strict, force, member, secrets: options.secrets ?? this.#secrets },
+      mode,
+    );
     if (!readOnly) this.#live.set(storage.id, layer);
     return layer;
   }
@@ -276,7 +287,7 @@ export class ImageHost {
         });
       }
       const path = await this.#parentPath(child, layers.length === 1 ? options.parent : undefined);
-      const { layer, release } = await this.#openBase(path, child.parent.format, shared, strict).catch(
+      const { layer, release } = await this.#openBase(path, child.parent.format, shared, options).catch(
         (error: unknown) => {
           throw asParentError(error, path, child.storage.path);
         },
@@ -321,7 +332,7 @@ export class ImageHost {
     path: string,
     format: string | undefined,
     shared: boolean,
-    strict: boolean,
+    options: OpenImageOptions,
   ): Promise<{ layer: Layer; release: () => Promise<void> }> {
     // The identity is known only once it is open; a second descriptor of a shared file is closed again.
     const storage = await this.#openStorage(path, { readOnly: true });
@@ -331,7 +342,7 @@ export class ImageHost {
       base.users++;
       await storage.close();
     } else {
-      base = { layer: this.#openBaseLayer(storage, format, shared, strict), users: 1 };
+      base = { layer: this.#openBaseLayer(storage, format, shared, options), users: 1 };
       this.#bases.set(key, base);
     }
     const entry = base;
@@ -348,10 +359,20 @@ export class ImageHost {
     }
   }
 
-  async #openBaseLayer(storage: Storage, format: string | undefined, shared: boolean, strict: boolean): Promise<Layer> {
+  async #openBaseLayer(
+    storage: Storage,
+    format: string | undefined,
+    shared: boolean,
+    options: OpenImageOptions,
+  ): Promise<Layer> {
     const mode = shared ? 'shared' : 'backing';
     const entered = await this.#enter(storage, true, mode);
-    return this.#openDriver(entered, format, { readOnly: true, strict }, mode);
+    return this.#openDriver(
+      entered,
+      format,
+      { readOnly: true, strict: options.strict, secrets: options.secrets ?? this.#secrets },
+      mode,
+    );
   }
 
   /** The path of a file that an image names, once the gate has let it through. */

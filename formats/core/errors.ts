@@ -15,6 +15,7 @@ export const ERROR_CODES = {
   CORRUPT: 'the metadata of the image contradicts itself',
   PARENT_MISMATCH: 'a parent image is not the one that the child was made on',
   DENIED: 'the image names a file that it may not reach',
+  ENCRYPTED: 'the image is encrypted, and the passphrase is missing or wrong',
   // What the host does.
   NOT_FOUND: 'no such file, export or snapshot',
   EXISTS: 'something of that name is there already',

@@ -17,6 +17,8 @@ export const WRITABLE = 1;
 export const ALLOCATED = 2;
 /** The bytes in the file are compressed. */
 export const COMPRESSED = 4;
+/** The bytes in the file are encrypted: `storageOffset` means something only to the storage that decrypts them. */
+export const ENCRYPTED = 8;
 
 /**
  * Consecutive extents of one mapping, as reused arrays: no object per extent.

@@ -99,7 +99,7 @@ export async function newLuksHeader(options: {
 }): Promise<{ header: LuksHeader; key: Uint8Array }> {
   const { cipher, hash, iterTimeMs } = options;
   const keyBytes = keyLength(cipher);
-  const key = randomBytes(keyBytes);
+  const key = new Uint8Array(randomBytes(keyBytes));
   const digestSalt = randomBytes(SALT_BYTES);
   const digestIterations = await iterationsFor(hash, DIGEST_BYTES, iterTimeMs / DIGEST_SHARE);
   const digest = await derive(key, digestSalt, digestIterations, DIGEST_BYTES, hash);

@@ -36,6 +36,8 @@ export class Allocator {
     geometry: Geometry;
     metadata: MetadataMap;
     refcounts: Refcounts;
+    /** Zeros in the file are no zeros to the guest. */
+    encrypted: boolean;
   }) {
     this.#storage = parts.storage;
     this.#slices = parts.slices;
@@ -43,9 +45,10 @@ export class Allocator {
     this.#metadata = parts.metadata;
     this.#refcounts = parts.refcounts;
     const { clusterSize } = parts.geometry;
-    this.#untouched = parts.storage.growsZeroed
-      ? alignUp(parts.storage.size, clusterSize) / clusterSize
-      : Number.POSITIVE_INFINITY;
+    this.#untouched =
+      parts.storage.growsZeroed && !parts.encrypted
+        ? alignUp(parts.storage.size, clusterSize) / clusterSize
+        : Number.POSITIVE_INFINITY;
     this.#refcounts.onAllocated = (first, count) => this.#touched(first + count);
   }
 

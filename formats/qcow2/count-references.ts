@@ -42,6 +42,8 @@ export async function countReferences(image: CountedImage): Promise<ReferenceCou
   }
   counter.table(l1.offset, l1.byteLength, 'L1 table');
   counter.table(snapshotTable.offset, snapshotTable.byteLength, 'snapshot table');
+  const { crypto } = header.extensions;
+  if (crypto !== undefined) counter.table(crypto.offset, crypto.length, 'encryption header');
   await counter.bitmaps();
 
   // An L2 table is read once, however many L1 tables refer to it.

@@ -3,8 +3,12 @@ import { ImageError, LunetteError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
 import { alignUp, divideUp, KiB, MiB } from '../core/units.ts';
 import { LeaseBook } from '../image/lease.ts';
+import { checkLuksOptions, type LuksOptions, makeLuksVolume } from '../luks/create.ts';
+import { EncryptedStorage } from '../luks/encrypted-storage.ts';
+import { makeSectorCipher } from '../luks/sector-cipher.ts';
 import type { Storage } from '../storage/storage.ts';
 import { readHeader } from './driver.ts';
+import { CRYPT_LUKS, CRYPT_NONE } from './encryption.ts';
 import { EXTENSION, encodeExtensions, featureNameTable } from './extensions.ts';
 import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE } from './features.ts';
 import { type Geometry, makeGeometry } from './geometry.ts';
@@ -52,6 +56,8 @@ export interface CreateQcow2Options {
   readonly dataFileRaw?: boolean;
   /** Clusters that are mapped beforehand: see preallocate.ts. With a backing file only together with extendedL2. Default off. */
   readonly preallocation?: Preallocation;
+  /** Encrypt the data with LUKS. Default: no. */
+  readonly encryption?: LuksOptions | undefined;
 }
 
 const HEADER_LENGTH = 112;
@@ -61,12 +67,15 @@ const MIN_EXTENDED_CLUSTER = 16 * KiB;
 /** Tables that are in memory while an image is preallocated, bytes. */
 const PREALLOCATION_CACHE = 16 * MiB;
 
-/** Where the structures of a new image are, in clusters: header, refcount table, refcount blocks, L1 table. */
+/** Where the structures of a new image are, in clusters: header, refcount table, refcount blocks, L1 table, encryption header. */
 interface Layout {
   readonly tableClusters: number;
   readonly blocks: number;
   readonly l1Entries: number;
   readonly l1Clusters: number;
+  /** Bytes of the encryption header, and where it is in the file. */
+  readonly cryptoBytes: number;
+  readonly cryptoOffset: number;
   readonly clusters: number;
 }
 
@@ -85,7 +94,8 @@ export async function createQcow2(storage: Storage, options: CreateQcow2Options)
   const preallocation = options.preallocation ?? 'off';
   const mode = options.dataFileRaw && preallocation === 'off' ? 'metadata' : preallocation;
   const size = alignUp(options.size, 512);
-  const layout = makeLayout(geometry, size);
+  const volume = options.encryption === undefined ? undefined : await makeLuksVolume(options.encryption);
+  const layout = makeLayout(geometry, size, volume?.bytes.length ?? 0);
   const header = encodeHeader(options, geometry, layout, size);
   // What we write must be what we read: a name that does not fit or the like shows here, before anything is written.
   parseHeader(new DataView(header.buffer, header.byteOffset, header.byteLength));
@@ -94,11 +104,15 @@ export async function createQcow2(storage: Storage, options: CreateQcow2Options)
   await storage.resize(0);
   await storage.resize(layout.clusters * clusterSize);
   await writeRefcounts(storage, geometry, layout);
+  if (volume !== undefined) await storage.writev(layout.cryptoOffset, IoVec.of(volume.bytes));
   await storage.sync();
   if (options.dataStorage !== undefined) await emptyDataFile(options.dataStorage, size, mode !== 'off');
   await storage.writev(0, IoVec.of(header));
   await storage.sync();
-  if (mode !== 'off') await preallocateNew(storage, options.dataStorage ?? storage, size, mode);
+  if (mode === 'off') return;
+  const data = options.dataStorage ?? storage;
+  const payload = volume === undefined ? data : new EncryptedStorage(data, makeSectorCipher(volume.cipher, volume.key));
+  await preallocateNew(storage, data, payload, size, mode);
 }
 
 /** Makes a data file as large as the disk. @param shown its content will be seen before it is written: all of it shall be zeros */
@@ -120,6 +134,7 @@ async function emptyDataFile(dataStorage: Storage, size: number, shown: boolean)
 async function preallocateNew(
   storage: Storage,
   dataStorage: Storage,
+  payload: Storage,
   size: number,
   mode: Preallocation,
 ): Promise<void> {
@@ -131,6 +146,7 @@ async function preallocateNew(
   const writer = await Qcow2Writer.open({
     storage,
     dataStorage,
+    payload,
     header,
     snapshotTable: { offset: 0, byteLength: 0, snapshots: [] },
     l1: await PointerTable.load(storage, place),
@@ -170,10 +186,23 @@ export function checkCreateOptions(options: CreateQcow2Options): Geometry {
     if (clusterSize < MIN_EXTENDED_CLUSTER) invalid('extended L2 entries need clusters of 16 KiB or more');
   }
   checkDataFile(options, version);
+  if (options.encryption !== undefined) {
+    checkLuksOptions(options.encryption);
+    if (options.dataFileRaw)
+      invalid('what is encrypted is no raw image: data_file_raw and encryption exclude each other');
+  }
   if ((options.preallocation ?? 'off') !== 'off' && options.backingFile !== undefined && !options.extendedL2) {
     invalid('preallocated clusters would hide the backing file: together they need extended L2 entries');
   }
   return makeGeometry({ version, clusterBits, refcountOrder, extendedL2: options.extendedL2 ?? false });
+}
+
+function cryptoExtension(layout: Layout): Uint8Array {
+  const data = new Uint8Array(16);
+  const view = new DataView(data.buffer);
+  view.setBigUint64(0, BigInt(layout.cryptoOffset));
+  view.setBigUint64(8, BigInt(layout.cryptoBytes));
+  return data;
 }
 
 function checkDataFile(options: CreateQcow2Options, version: 2 | 3): void {
@@ -189,7 +218,7 @@ function invalid(why: string): never {
   throw new LunetteError('INVALID', why);
 }
 
-function makeLayout(geometry: Geometry, size: number): Layout {
+function makeLayout(geometry: Geometry, size: number, cryptoBytes: number): Layout {
   const { clusterSize } = geometry;
   const l1Entries = divideUp(size, geometry.l2Coverage);
   if (l1Entries * ENTRY > MAX_L1_BYTES) {
@@ -198,14 +227,18 @@ function makeLayout(geometry: Geometry, size: number): Layout {
     });
   }
   const l1Clusters = divideUp(l1Entries * ENTRY, clusterSize);
+  const cryptoClusters = divideUp(cryptoBytes, clusterSize);
   let tableClusters = 1;
   let blocks = 1;
   // The refcount structures count themselves: grow them until they cover everything.
   for (;;) {
-    const clusters = 1 + tableClusters + blocks + l1Clusters;
+    const clusters = 1 + tableClusters + blocks + l1Clusters + cryptoClusters;
     const needed = divideUp(clusters, geometry.refcountsPerBlock);
     const table = divideUp(needed * ENTRY, clusterSize);
-    if (needed <= blocks && table <= tableClusters) return { tableClusters, blocks, l1Entries, l1Clusters, clusters };
+    if (needed <= blocks && table <= tableClusters) {
+      const cryptoOffset = (clusters - cryptoClusters) * clusterSize;
+      return { tableClusters, blocks, l1Entries, l1Clusters, cryptoBytes, cryptoOffset, clusters };
+    }
     blocks = Math.max(blocks, needed);
     tableClusters = Math.max(tableClusters, table);
     if (tableClusters * clusterSize > MAX_REFCOUNT_TABLE_BYTES) {
@@ -235,10 +268,11 @@ function encodeHeader(options: CreateQcow2Options, geometry: Geometry, layout: L
   const name = new TextEncoder().encode(options.backingFile ?? '');
   const headerLength = version === 2 ? HEADER_V2.size : HEADER_LENGTH;
 
-  const wanted = [
+  const wanted: { type: number; data: Uint8Array }[] = [
     { type: EXTENSION.BACKING_FORMAT, text: options.backingFormat },
     { type: EXTENSION.DATA_FILE, text: options.dataFile },
   ].flatMap(({ type, text }) => (text === undefined ? [] : [{ type, data: new TextEncoder().encode(text) }]));
+  if (layout.cryptoBytes > 0) wanted.unshift({ type: EXTENSION.CRYPTO, data: cryptoExtension(layout) });
   // The table of names is a courtesy: left out where it would crowd out the backing file's name.
   let extensions = encodeExtensions(version === 3 ? [...wanted, featureNameTable()] : wanted);
   if (headerLength + extensions.length + MAX_BACKING_NAME > clusterSize) extensions = encodeExtensions(wanted);
@@ -256,6 +290,7 @@ function encodeHeader(options: CreateQcow2Options, geometry: Geometry, layout: L
     backingFileSize: name.length,
     clusterBits: geometry.clusterBits,
     size,
+    cryptMethod: layout.cryptoBytes > 0 ? CRYPT_LUKS : CRYPT_NONE,
     l1Size: layout.l1Entries,
     l1TableOffset: layout.l1Entries === 0 ? 0 : (1 + layout.tableClusters + layout.blocks) * clusterSize,
     refcountTableOffset: clusterSize,

@@ -1,6 +1,7 @@
 import { LunetteError } from '../core/errors.ts';
 import { alignUp, KiB } from '../core/units.ts';
-import type { FormatCreator } from '../driver.ts';
+import type { CreateRequest, CreateValues, FormatCreator } from '../driver.ts';
+import type { LuksOptions } from '../luks/create.ts';
 import { type CreateQcow2Options, checkCreateOptions, createQcow2 } from './create.ts';
 import type { Preallocation } from './preallocate.ts';
 
@@ -42,10 +43,22 @@ export const qcow2Creator: FormatCreator = {
       default: false,
       meaning: 'writers may put off refcounts; an image that was not closed is repaired when it is opened',
     },
+    {
+      name: 'encrypt.format',
+      kind: 'choice',
+      choices: ['luks'],
+      meaning: 'encrypt the data; the passphrase is in the file that --secret-file names',
+    },
+    { name: 'encrypt.cipher-alg', kind: 'string', meaning: 'aes-256 (the default), aes-192 (cbc only) or aes-128' },
+    { name: 'encrypt.cipher-mode', kind: 'string', meaning: 'xts (the default) or cbc' },
+    { name: 'encrypt.ivgen-alg', kind: 'string', meaning: 'plain64 (the default), plain or essiv' },
+    { name: 'encrypt.ivgen-hash-alg', kind: 'string', meaning: 'hash of essiv: sha256' },
+    { name: 'encrypt.hash-alg', kind: 'string', meaning: 'hash that makes keys of passphrases: sha256, sha1, sha512' },
+    { name: 'encrypt.iter-time', kind: 'number', meaning: 'time that opening shall take, milliseconds: 2000' },
     { name: 'refcount_bits', kind: 'number', default: 16, meaning: 'bits in a refcount: 1 to 64, a power of two' },
   ],
   sizeOf: (size) => alignUp(size, 512),
-  async create(storage, { size, values, backing, createFile }) {
+  async create(storage, { size, values, backing, createFile, secret }) {
     const dataFile = values.data_file as string | undefined;
     const options: CreateQcow2Options = {
       size,
@@ -60,6 +73,7 @@ export const qcow2Creator: FormatCreator = {
       preallocation: (values.preallocation ?? 'off') as Preallocation,
       dataFile,
       dataFileRaw: values.data_file_raw === true,
+      encryption: await encryptionOf(values, secret),
     };
     checkCreateOptions(options); // before a data file is emptied
     if (dataFile === undefined) return createQcow2(storage, options);
@@ -71,6 +85,28 @@ export const qcow2Creator: FormatCreator = {
     }
   },
 };
+
+async function encryptionOf(values: CreateValues, secret: CreateRequest['secret']): Promise<LuksOptions | undefined> {
+  const text = (name: string): string | undefined => values[`encrypt.${name}`] as string | undefined;
+  if (text('format') === undefined) {
+    const given = Object.keys(values).find((name) => name.startsWith('encrypt.') && values[name] !== undefined);
+    if (given !== undefined) throw new LunetteError('INVALID', `${given} without encrypt.format=luks`);
+    return undefined;
+  }
+  const passphrase = await secret?.();
+  if (passphrase === undefined) {
+    throw new LunetteError('ENCRYPTED', 'an encrypted image needs a passphrase');
+  }
+  return {
+    secret: passphrase,
+    cipherAlg: text('cipher-alg'),
+    cipherMode: text('cipher-mode'),
+    ivgenAlg: text('ivgen-alg'),
+    ivgenHashAlg: text('ivgen-hash-alg'),
+    hashAlg: text('hash-alg'),
+    iterTimeMs: values['encrypt.iter-time'] as number | undefined,
+  };
+}
 
 function compressionType(value: unknown): 'zlib' | 'zstd' {
   if (value === 'zlib' || value === 'zstd') return value;

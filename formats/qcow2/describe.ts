@@ -2,6 +2,7 @@ import type { LayerInfo, SnapshotInfo } from '../image/layer.ts';
 import { actualSize } from '../storage/actual-size.ts';
 import type { Storage } from '../storage/storage.ts';
 import { readBitmapDirectory } from './bitmaps.ts';
+import { CRYPT_NONE, describeEncryption } from './encryption.ts';
 import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE } from './features.ts';
 import type { Qcow2Header } from './header.ts';
 import type { Qcow2Snapshot } from './snapshot.ts';
@@ -31,7 +32,7 @@ export async function describeQcow2(image: {
     if (extensions.dataFile !== undefined) specific['data-file'] = extensions.dataFile;
     specific['data-file-raw'] = (header.autoclearFeatures.low & AUTOCLEAR.DATA_FILE_RAW) !== 0;
   }
-  if (header.cryptMethod !== 0) specific.encrypt = { format: header.cryptMethod === 1 ? 'aes' : 'luks' };
+  if (header.cryptMethod !== CRYPT_NONE) specific.encrypt = await describeEncryption(storage, header);
   if (extensions.bitmaps !== undefined && (header.autoclearFeatures.low & AUTOCLEAR.BITMAPS) !== 0) {
     const bitmaps = await readBitmapDirectory(storage, extensions.bitmaps, geometry.clusterSize);
     specific.bitmaps = bitmaps.map(({ flags, name, granularity }) => ({ flags, name, granularity }));
@@ -41,7 +42,7 @@ export async function describeQcow2(image: {
     virtualSize: image.size,
     ...(await actualSize(storage)),
     clusterSize: geometry.clusterSize,
-    ...(header.cryptMethod !== 0 ? { encrypted: true } : {}),
+    ...(header.cryptMethod !== CRYPT_NONE ? { encrypted: true } : {}),
     dirty: header.dirty,
     ...(header.backingFile !== undefined ? { backingFile: header.backingFile } : {}),
     ...(header.backingFormat !== undefined ? { backingFormat: header.backingFormat } : {}),

@@ -4,6 +4,7 @@ import type { FormatDriver, LayerOpenOptions } from '../driver.ts';
 import type { Layer } from '../image/layer.ts';
 import { LeaseBook } from '../image/lease.ts';
 import type { Storage } from '../storage/storage.ts';
+import { CRYPT_AES, CRYPT_NONE, openPayload } from './encryption.ts';
 import { AUTOCLEAR, INCOMPATIBLE } from './features.ts';
 import { announcedClusterSize, MAGIC, parseHeader, type Qcow2Header } from './header.ts';
 import { Qcow2Layer } from './layer.ts';
@@ -48,7 +49,6 @@ async function openLayer(storage: Storage, options: LayerOpenOptions, opened: St
   const describeOnly = options.metadataOnly ?? false;
   const readOnly = options.readOnly || storage.readOnly || options.snapshot !== undefined || describeOnly;
   warnAbout(header, storage, options);
-  if (!describeOnly) refuseUnreadable(header);
   if (!readOnly) refuseUnwritable(header);
 
   const snapshotTable = await readSnapshotTable(storage, header);
@@ -63,18 +63,30 @@ async function openLayer(storage: Storage, options: LayerOpenOptions, opened: St
     live: snapshot === undefined,
   };
   if (describeOnly) {
-    return new Qcow2Layer({ ...parts, dataStorage: storage, tables: undefined, writer: undefined });
+    const payload = { storage, guestCipher: undefined };
+    return new Qcow2Layer({ ...parts, dataStorage: storage, payload, tables: undefined, writer: undefined });
   }
   const l1 = await loadL1(storage, header, snapshot);
   const dataStorage = await openDataFile(storage, header, readOnly, options, opened);
   const slices = new SliceCache(storage, context.cache, header.geometry.sliceSize);
   const tables = { l1, slices };
+  const payload = await openPayload(storage, dataStorage, header, options.secrets);
   const writer = readOnly
     ? undefined
-    : await openWriter({ storage, dataStorage, header, snapshotTable, l1, slices, leases: parts.leases, options });
+    : await openWriter({
+        storage,
+        dataStorage,
+        payload: payload.storage,
+        header,
+        snapshotTable,
+        l1,
+        slices,
+        leases: parts.leases,
+        options,
+      });
   // A dirty image that is open for writing has been repaired.
   const now = writer === undefined ? header : { ...header, dirty: false };
-  return new Qcow2Layer({ ...parts, header: now, dataStorage, tables, writer });
+  return new Qcow2Layer({ ...parts, header: now, dataStorage, payload, tables, writer });
 }
 
 /** Reads and checks the header: no more than the first cluster of the file. */
@@ -101,15 +113,6 @@ function warnAbout(header: Qcow2Header, storage: Storage, options: LayerOpenOpti
   }
 }
 
-function refuseUnreadable(header: Qcow2Header): void {
-  if (header.cryptMethod === 0) return;
-  const method = header.cryptMethod === 1 ? 'AES encryption' : 'LUKS encryption';
-  throw new ImageError('UNSUPPORTED', `the image is encrypted, and this program does not have ${method} of qcow2`, {
-    field: 'cryptMethod',
-    offset: 32,
-  });
-}
-
 function refuseUnwritable(header: Qcow2Header): void {
   const refuse = (code: 'CORRUPT' | 'UNSUPPORTED', why: string, help: string): never => {
     throw new ImageError(code, why, { field: 'incompatibleFeatures', offset: 72, help });
@@ -120,6 +123,19 @@ function refuseUnwritable(header: Qcow2Header): void {
       'the image is marked corrupt and cannot be opened for writing',
       'Open it read-only, or repair it.',
     );
+  }
+  if (header.cryptMethod === CRYPT_AES) {
+    throw new ImageError('UNSUPPORTED', 'images with the old AES encryption cannot be written: it is broken', {
+      field: 'cryptMethod',
+      offset: 32,
+      help: 'Open it read-only, and convert it.',
+    });
+  }
+  if (header.cryptMethod !== CRYPT_NONE && (header.autoclearFeatures.low & AUTOCLEAR.DATA_FILE_RAW) !== 0) {
+    throw new ImageError('UNSUPPORTED', 'an encrypted image whose data file shall be raw cannot be written', {
+      field: 'autoclearFeatures',
+      offset: 88,
+    });
   }
 }
 
@@ -169,6 +185,7 @@ async function openDataFile(
 async function openWriter(parts: {
   storage: Storage;
   dataStorage: Storage;
+  payload: Storage;
   header: Qcow2Header;
   snapshotTable: SnapshotTable;
   l1: PointerTable;

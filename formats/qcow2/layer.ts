@@ -3,7 +3,7 @@ import { ImageError, LunetteError } from '../core/errors.ts';
 import type { IoVec } from '../core/iov.ts';
 import { alignUp, divideUp } from '../core/units.ts';
 import type { BitmapStore, ChangeRecorder } from '../image/bitmaps.ts';
-import type { ExtentBuffer } from '../image/extent.ts';
+import { ENCRYPTED, type ExtentBuffer } from '../image/extent.ts';
 import type {
   CompressedReservation,
   Compression,
@@ -22,6 +22,8 @@ import { ReadOnlyBitmaps } from './bitmap-reader.ts';
 import { encodeCluster } from './cluster-codec.ts';
 import { CompressedClusters } from './compressed.ts';
 import { describeQcow2 } from './describe.ts';
+import type { Payload } from './encryption.ts';
+import { GuestSectors } from './guest-sectors.ts';
 import type { Qcow2Header } from './header.ts';
 import { COMPRESSED_BIT, compressedLength, compressedOffset, getU32 } from './l2.ts';
 import { Mapping } from './mapping.ts';
@@ -35,6 +37,7 @@ export interface Qcow2LayerParts {
   readonly storage: Storage;
   /** Where guest data is: `storage`, or the external data file. */
   readonly dataStorage: Storage;
+  readonly payload: Payload;
   readonly header: Qcow2Header;
   readonly snapshots: readonly Qcow2Snapshot[];
   /** Guest size: the header's, or that of the snapshot that was opened. */
@@ -69,6 +72,8 @@ export class Qcow2Layer implements Layer {
   #size: number;
   readonly #cache: BlockCache;
   readonly #dataStorage: Storage;
+  readonly #payload: Payload;
+  readonly #guestSectors: GuestSectors | undefined;
   readonly #mapping: Mapping | undefined;
   readonly #slices: SliceCache | undefined;
   readonly #compressed: CompressedClusters | undefined;
@@ -93,6 +98,9 @@ export class Qcow2Layer implements Layer {
     this.#cache = parts.cache;
     this.#size = parts.size;
     this.#dataStorage = parts.dataStorage;
+    this.#payload = parts.payload;
+    const { guestCipher } = parts.payload;
+    this.#guestSectors = guestCipher === undefined ? undefined : new GuestSectors(parts.dataStorage, guestCipher);
     this.#writer = writer;
     this.#giveBack = parts.giveBack;
     this.readOnly = writer === undefined;
@@ -120,6 +128,8 @@ export class Qcow2Layer implements Layer {
       slices: tables.slices,
       storage,
       dataStorage: parts.dataStorage,
+      payload: parts.payload.storage,
+      opaque: guestCipher !== undefined,
       metadata: writer?.metadata ?? null,
     });
     this.#mapping = mapping;
@@ -159,11 +169,16 @@ export class Qcow2Layer implements Layer {
     return this.#mapped().map(offset, length, out);
   }
 
-  tryReadOpaque(_extents: ExtentBuffer, _index: number, offset: number, iov: IoVec): boolean {
+  tryReadOpaque(extents: ExtentBuffer, index: number, offset: number, iov: IoVec): boolean {
+    if (((extents.flags[index] as number) & ENCRYPTED) !== 0) return false;
     return this.#compressed?.tryRead(offset, iov) ?? false;
   }
 
   async readOpaque(extents: ExtentBuffer, index: number, offset: number, iov: IoVec): Promise<void> {
+    if (((extents.flags[index] as number) & ENCRYPTED) !== 0) {
+      await this.#guestSectors?.read(extents, index, offset, iov);
+      return;
+    }
     const hostOffset = extents.storageOffsets[index] as number;
     await this.#compressed?.read(offset, hostOffset, iov);
   }
@@ -259,6 +274,7 @@ export class Qcow2Layer implements Layer {
       return new Qcow2Layer({
         storage,
         dataStorage: this.#dataStorage,
+        payload: this.#payload,
         header,
         snapshots: this.snapshots,
         size: size - (size % 512),

@@ -1,5 +1,15 @@
 import { ImageError } from '../core/errors.ts';
-import { ABSENT, ALLOCATED, COMPRESSED, DATA, type ExtentBuffer, OPAQUE, WRITABLE, ZERO } from '../image/extent.ts';
+import {
+  ABSENT,
+  ALLOCATED,
+  COMPRESSED,
+  DATA,
+  ENCRYPTED,
+  type ExtentBuffer,
+  OPAQUE,
+  WRITABLE,
+  ZERO,
+} from '../image/extent.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { Geometry } from './geometry.ts';
 import { COMPRESSED_BIT, COPIED, compressedOffset, getU32, OFFSET_HIGH, OFFSET_LOW, ZERO_BIT } from './l2.ts';
@@ -24,6 +34,10 @@ export interface MappingOptions {
   readonly slices: SliceCache;
   /** Where data clusters are: the image file or its external data file. */
   readonly dataStorage: Storage;
+  /** Reads and writes data clusters: `dataStorage`, or what decrypts it. */
+  readonly payload: Storage;
+  /** Data clusters are encrypted by guest sectors: only the layer can read them. */
+  readonly opaque: boolean;
   readonly storage: Storage;
   /** Clusters that hold metadata: never reported writable. Null when nothing is written. */
   readonly metadata: MetadataMap | null;
@@ -35,7 +49,10 @@ export class Mapping {
   writable: boolean;
   readonly #l1: PointerTable;
   readonly #slices: SliceCache;
-  readonly #dataStorage: Storage;
+  readonly #payload: Storage;
+  readonly #opaque: boolean;
+  /** Flags of all data extents. */
+  readonly #dataFlags: number;
   readonly #storage: Storage;
   readonly #metadata: MetadataMap | null;
   readonly #geometry: Geometry;
@@ -61,7 +78,9 @@ export class Mapping {
     this.#geometry = geometry;
     this.#l1 = options.l1;
     this.#slices = options.slices;
-    this.#dataStorage = options.dataStorage;
+    this.#payload = options.payload;
+    this.#opaque = options.opaque;
+    this.#dataFlags = options.opaque || options.payload !== options.dataStorage ? ENCRYPTED : 0;
     this.#storage = options.storage;
     this.#metadata = options.metadata;
     this.writable = options.metadata !== null;
@@ -73,7 +92,7 @@ export class Mapping {
     this.#perL2 = 1 / geometry.l2Coverage;
     this.#perSlice = 1 / geometry.sliceCoverage;
     this.#perSliceSize = 1 / geometry.sliceSize;
-    this.#plain = !geometry.extendedL2 && options.dataStorage === options.storage;
+    this.#plain = !geometry.extendedL2 && !options.opaque && options.dataStorage === options.storage;
     this.#entrySize = geometry.entrySize;
     this.#external = options.dataStorage !== options.storage;
     this.#compressedOffsetBits = geometry.compressedOffsetBits;
@@ -111,7 +130,7 @@ export class Mapping {
       this.writable &&
       this.#l1.copied(l1Index) &&
       this.#metadata?.has(host * this.#perCluster) === false;
-    out.append(DATA, length, this.#dataStorage, host + within, writable ? WRITABLE : 0, 0);
+    out.append(DATA, length, this.#payload, host + within, (writable ? WRITABLE : 0) | this.#dataFlags, 0);
     return true;
   }
 
@@ -220,12 +239,12 @@ export class Mapping {
           }
           if (zero) {
             if (this.#geometry.version < 3) return this.#stopAt(at);
-            done = out.append(ZERO, length, this.#dataStorage, offset + within, ALLOCATED);
+            done = out.append(ZERO, length, this.#payload, offset + within, ALLOCATED);
           } else if ((high & TOO_HIGH) !== 0) {
             done = out.append(ZERO, length); // outside of any file: reads as zeros
           } else {
             const writable = (high & COPIED) !== 0 && tableWritable && !this.#isMetadata(offset);
-            done = out.append(DATA, length, this.#dataStorage, offset + within, writable ? WRITABLE : 0);
+            done = this.#appendData(out, length, offset + within, writable);
           }
         }
       }
@@ -282,11 +301,9 @@ export class Mapping {
         const host = offset + (at - clusterStart);
         let done: boolean;
         if (kind === allocated) {
-          done = reachable
-            ? out.append(DATA, length, this.#dataStorage, host, writable ? WRITABLE : 0)
-            : out.append(ZERO, length);
+          done = reachable ? this.#appendData(out, length, host, writable) : out.append(ZERO, length);
         } else if (kind === zeros) {
-          done = placed ? out.append(ZERO, length, this.#dataStorage, host, ALLOCATED) : out.append(ZERO, length);
+          done = placed ? out.append(ZERO, length, this.#payload, host, ALLOCATED) : out.append(ZERO, length);
         } else {
           done = out.append(ABSENT, length);
         }
@@ -295,6 +312,11 @@ export class Mapping {
       }
     }
     return at;
+  }
+
+  #appendData(out: ExtentBuffer, length: number, host: number, writable: boolean): boolean {
+    const flags = (writable ? WRITABLE : 0) | this.#dataFlags;
+    return out.append(this.#opaque ? OPAQUE : DATA, length, this.#payload, host, flags);
   }
 
   #isMetadata(offset: number): boolean {

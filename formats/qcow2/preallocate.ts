@@ -49,7 +49,7 @@ async function preallocateSlice(
   diskEnd: number,
   mode: Preallocation,
 ): Promise<void> {
-  const { geometry, slices, dataStorage, allocator, rawData } = state.parts;
+  const { geometry, slices, dataStorage, payload, allocator, rawData } = state.parts;
   const { clusterSize, sliceSize, sliceCoverage, l2Coverage, entrySize } = geometry;
   const table = await ensureL2Table(state, Math.floor(from / l2Coverage));
   const slice = table / sliceSize + Math.floor((from % l2Coverage) / sliceCoverage);
@@ -79,7 +79,9 @@ async function preallocateSlice(
       const length = run.count * clusterSize;
       try {
         const inDisk = state.external ? Math.min(length, diskEnd - guest) : length;
-        await fill(dataStorage, offset, inDisk, mode, run.fresh || geometry.extendedL2);
+        await fill(payload, offset, inDisk, mode, run.fresh || geometry.extendedL2);
+        // Mapped space that the file does not reach would be taken for damage.
+        if (dataStorage.growsZeroed && dataStorage.size < offset + inDisk) await dataStorage.resize(offset + inDisk);
       } catch (error) {
         if (!state.external) await allocator.free(run.first, run.count);
         throw error;
@@ -112,6 +114,4 @@ async function fill(
   } else if (mode === 'falloc' || !zero) {
     await zeroFill(storage, offset, length);
   }
-  // Mapped space that the file does not reach would be taken for damage.
-  if (storage.growsZeroed && storage.size < offset + length) await storage.resize(offset + length);
 }

@@ -140,7 +140,7 @@ function planRegions(
   placed: readonly Placed[],
   diskSize: number,
 ): { regions: Region[]; filled: Uint32Array } {
-  const { geometry, dataStorage, hasParent } = state.parts;
+  const { geometry, payload, hasParent } = state.parts;
   const { clusterSize, subclusterSize } = geometry;
   const entry = new EntryView();
   const filled = new Uint32Array(wanted.count);
@@ -180,7 +180,7 @@ function planRegions(
           if (kind === 'current') last.fill = kind;
         } else {
           const guestOffset = cluster + at;
-          regions.push({ storage: dataStorage, storageOffset: target + at, length, guestOffset, fill: kind, fresh });
+          regions.push({ storage: payload, storageOffset: target + at, length, guestOffset, fill: kind, fresh });
         }
         from += run;
       }

@@ -23,6 +23,8 @@ export interface WriteStateParts {
   readonly dataStorage: Storage;
   /** The external data file is the disk as a raw image: zeros are written into it, and no mapping hides what it holds. */
   readonly rawData: boolean;
+  /** Writes data clusters: where they are, or what encrypts them. */
+  readonly payload: Storage;
   readonly geometry: Geometry;
   readonly cache: BlockCache;
   readonly slices: SliceCache;

@@ -10,6 +10,7 @@ import { BitmapEditor } from './bitmap-editor.ts';
 import type { CompressedClusters } from './compressed.ts';
 import { makeCompressedReservation } from './compressed-reservation.ts';
 import { type ZeroMode, zeroSlice } from './discard-zero.ts';
+import { CRYPT_NONE } from './encryption.ts';
 import { AUTOCLEAR } from './features.ts';
 import { Flusher } from './flush.ts';
 import { HEADER_V3, type Qcow2Header } from './header.ts';
@@ -35,6 +36,8 @@ export interface Qcow2WriterParts {
   readonly storage: Storage;
   /** Where data clusters are: `storage`, or an external data file. */
   readonly dataStorage: Storage;
+  /** Writes data clusters: where they are, or what encrypts them. */
+  readonly payload: Storage;
   readonly header: Qcow2Header;
   readonly snapshotTable: SnapshotTable;
   readonly l1: PointerTable;
@@ -78,11 +81,13 @@ export class Qcow2Writer {
     const metadata = markTables(parts, table);
     const brokenTables = markL2Tables(l1, metadata, geometry.clusterSize);
     const refcounts = new Refcounts({ storage, slices, geometry, metadata, table });
-    const allocator = new Allocator({ storage, slices, geometry, metadata, refcounts });
+    const encrypted = header.cryptMethod !== CRYPT_NONE;
+    const allocator = new Allocator({ storage, slices, geometry, metadata, refcounts, encrypted });
     const state = new WriteState({
       storage,
       dataStorage: parts.dataStorage,
       rawData: (header.autoclearFeatures.low & AUTOCLEAR.DATA_FILE_RAW) !== 0,
+      payload: parts.payload,
       geometry,
       cache: parts.cache,
       slices,
@@ -299,6 +304,8 @@ function markTables(parts: Qcow2WriterParts, table: PointerTable): MetadataMap {
   };
   metadata.add(0, clusterSize);
   claim(header.refcountTableOffset, table.byteLength, 'refcount table', 48);
+  const { crypto } = header.extensions;
+  if (crypto !== undefined) claim(crypto.offset, crypto.length, 'encryption header', crypto.at);
   if (l1.byteLength > 0) claim(l1.offset, l1.byteLength, 'L1 table', 40);
   if (snapshotTable.byteLength > 0) claim(snapshotTable.offset, snapshotTable.byteLength, 'snapshot table', 64);
   for (let i = 0; i < table.entries; i++) {

@@ -29,6 +29,10 @@ export const EXIT_TABLE: Readonly<Record<ErrorCode, Row>> = {
   UNSUPPORTED: { status: FAILED },
   CORRUPT: { status: FAILED, help: 'Make a copy, then see what a consistency check finds: lunette check IMAGE.' },
   PARENT_MISMATCH: { status: FAILED },
+  ENCRYPTED: {
+    status: FAILED,
+    help: 'Put the passphrase into a file, without an end of line, and name it: --secret-file FILE.',
+  },
   DENIED: { status: FAILED, help: 'If you trust this image, allow the directory of that file: --allow DIR.' },
   NOT_FOUND: { status: FAILED },
   EXISTS: { status: FAILED },

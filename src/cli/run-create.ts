@@ -3,6 +3,7 @@ import { createImage, creatorOf, parseSize } from '../../formats/index.ts';
 import { openStorage } from '../io/open-storage.ts';
 import { createHost, type HostOptions } from '../open/host.ts';
 import { parseImageName } from '../open/name.ts';
+import { secretsOf } from '../open/secrets.ts';
 import type { CliContext } from './context.ts';
 import { asksForHelp, parseOptionTexts, renderFormatting, renderOptions } from './create-options.ts';
 import { oneLine } from './exit.ts';
@@ -47,6 +48,7 @@ export async function runCreate(
           },
     host: createHost(options),
     openStorage,
+    secrets: secretsOf(options.secretFile),
     announce: (image) => {
       if (!options.quiet) context.stdout.write(`${oneLine(renderFormatting(file, image).trimEnd())}\n`);
     },

@@ -4,6 +4,7 @@ import type { ChainImage, ImageHost, Layer } from '../../formats/index.ts';
 import { explainFormat, refuseForeign } from '../open/host.ts';
 import { parseImageSource, type RemoteSource } from '../open/name.ts';
 import { openRemoteImage } from '../open/remote-image.ts';
+import { secretsOf } from '../open/secrets.ts';
 import type { ServerLog } from './log.ts';
 import { openEphemeral, openOverlay } from './overlay.ts';
 import { ProbeGuard } from './probe-guard.ts';
@@ -129,6 +130,7 @@ async function openBase(
       format: request.format,
       readOnly,
       snapshot: request.snapshot,
+      ...(request.secretFile === undefined ? {} : { secrets: secretsOf(request.secretFile) }),
       strict: request.strict,
       parent: request.parent,
       ignoreCid: request.ignoreCid,

@@ -19,6 +19,7 @@ export const ERRNO_TABLE: Readonly<Record<ErrorCode, number>> = {
   CORRUPT: EIO,
   PARENT_MISMATCH: EIO,
   DENIED: EPERM,
+  ENCRYPTED: EPERM,
   NOT_FOUND: EIO,
   EXISTS: EIO,
   ACCESS: EPERM,

@@ -6,6 +6,7 @@ import { ImageHost, SharedBlockCache } from '../../formats/index.ts';
 import type { Storage, StorageOpener } from '../../formats/storage/storage.ts';
 import { openStorage } from '../io/open-storage.ts';
 import { formatOfHead, HEAD } from './foreign.ts';
+import { secretsOf } from './secrets.ts';
 
 /** What a process says about how it opens images. */
 export interface HostOptions {
@@ -15,6 +16,8 @@ export interface HostOptions {
   readonly allow?: readonly string[] | undefined;
   /** Files named inside an image may be anywhere. */
   readonly allowAny?: boolean | undefined;
+  /** The file with the passphrase of encrypted images. */
+  readonly secretFile?: string | undefined;
   /** Something about an image is odd but not fatal. */
   readonly warn?: ((message: string, path: string) => void) | undefined;
 }
@@ -27,6 +30,7 @@ export function createHost(options: HostOptions = {}): ImageHost {
     cache: new SharedBlockCache(options.cacheBytes ?? DEFAULT_CACHE_BYTES),
     openStorage: options.warn === undefined ? openStorage : openerThatWarns(options.warn),
     gate: createGate(options),
+    secrets: secretsOf(options.secretFile),
     ...(options.warn === undefined ? {} : { warn: options.warn }),
   });
 }

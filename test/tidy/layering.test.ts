@@ -13,7 +13,15 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
   // The interface that a driver implements, with the context it is given.
   'formats/driver': ['formats/image', 'formats/cache', 'formats/storage', 'formats/core'],
   'formats/raw': ['formats/driver', 'formats/image', 'formats/storage', 'formats/core'],
-  'formats/qcow2': ['formats/driver', 'formats/image', 'formats/cache', 'formats/storage', 'formats/core'],
+  'formats/luks': ['formats/storage', 'formats/core'],
+  'formats/qcow2': [
+    'formats/luks',
+    'formats/driver',
+    'formats/image',
+    'formats/cache',
+    'formats/storage',
+    'formats/core',
+  ],
   'formats/vmdk': ['formats/driver', 'formats/image', 'formats/cache', 'formats/storage', 'formats/core'],
   'formats/vdi': ['formats/driver', 'formats/image', 'formats/cache', 'formats/storage', 'formats/core'],
   'formats/registry': [

@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
 import { Option } from 'commander';
 import type { CliContext } from '../context.ts';
-import { allowAnyOption, allowOption, collect, sizeArgument } from '../options.ts';
+import { allowAnyOption, allowOption, secretFileOption, collect, sizeArgument } from '../options.ts';
 import { type CommonOptions, warn } from '../output.ts';
 
 interface CreateCommandOptions extends CommonOptions {
@@ -37,6 +37,7 @@ export function registerCreate(program: Command, context: CliContext): void {
     .option('-u, --unsafe', 'do not look at the backing file: it may not be there yet')
     .addOption(allowOption())
     .addOption(allowAnyOption())
+    .addOption(secretFileOption())
     .addHelpText('after', EXAMPLES)
     .action(
       async (file: string | undefined, size: number | undefined, _own: CreateCommandOptions, command: Command) => {

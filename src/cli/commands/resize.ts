@@ -1,6 +1,6 @@
 import { type Command, Option } from 'commander';
 import type { CliContext } from '../context.ts';
-import { allowAnyOption, allowOption, formatOption } from '../options.ts';
+import { allowAnyOption, allowOption, formatOption, secretFileOption } from '../options.ts';
 import { type CommonOptions, warn } from '../output.ts';
 
 interface ResizeCommandOptions extends CommonOptions {
@@ -33,6 +33,7 @@ export function registerResize(program: Command, context: CliContext): void {
     )
     .addOption(allowOption())
     .addOption(allowAnyOption())
+    .addOption(secretFileOption())
     .addHelpText('after', EXAMPLES)
     .allowUnknownOption()
     .action(async (image: string, size: string, _own: ResizeCommandOptions, command: Command) => {

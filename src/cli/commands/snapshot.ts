@@ -11,6 +11,7 @@ import {
   outputOption,
   parentOption,
   progressOption,
+  secretFileOption,
 } from '../options.ts';
 import type { SnapshotOptions } from '../run-snapshot.ts';
 
@@ -59,6 +60,7 @@ export function registerSnapshot(program: Command, context: CliContext): void {
     .addOption(ignoreCidOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
+    .addOption(secretFileOption())
     .addOption(new Option('-l').hideHelp())
     .addOption(new Option('-c <name>').hideHelp())
     .addOption(new Option('-a <snapshot>').hideHelp())
