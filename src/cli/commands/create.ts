@@ -1,7 +1,7 @@
 import type { Command } from 'commander';
 import { Option } from 'commander';
 import type { CliContext } from '../context.ts';
-import { allowAnyOption, allowOption, secretFileOption, collect, sizeArgument } from '../options.ts';
+import { allowAnyOption, allowOption, collect, secretFileOption, sizeArgument } from '../options.ts';
 import { type CommonOptions, warn } from '../output.ts';
 
 interface CreateCommandOptions extends CommonOptions {
