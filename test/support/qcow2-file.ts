@@ -13,6 +13,18 @@ export interface Inspection {
   readonly missingCopied: string[];
 }
 
+/** A dirty bitmap as the directory has it. */
+export interface FileBitmap {
+  readonly name: string;
+  readonly table: number;
+  readonly entries: number;
+  readonly inUse: boolean;
+  readonly auto: boolean;
+  readonly granularity: number;
+  readonly directory: { readonly at: number; readonly length: number } | undefined;
+}
+
+const BITMAPS = 0x23852875;
 const COPIED = 1n << 63n;
 const COMPRESSED = 1n << 62n;
 const OFFSET = 0x00fffffffffffe00n;
@@ -134,6 +146,47 @@ export class Qcow2File {
     return at - start;
   }
 
+  /** Persistent dirty bitmaps, while the autoclear bit vouches for them. The first one carries the place of the directory. */
+  bitmaps(): FileBitmap[] {
+    if (this.version < 3 || (this.u64(88) & 1n) === 0n) return [];
+    let at = this.u32(100);
+    while (this.u32(at) !== BITMAPS) {
+      if (this.u32(at) === 0) throw new Error('the bitmaps bit without the extension');
+      at += 8 + Math.ceil(this.u32(at + 4) / 8) * 8;
+    }
+    const count = this.u32(at + 8);
+    const length = Number(this.u64(at + 16));
+    const start = Number(this.u64(at + 24));
+    const result: FileBitmap[] = [];
+    for (let entry = start; entry < start + length; ) {
+      const extra = this.u32(entry + 20);
+      const nameLength = this.#view.getUint16(entry + 18);
+      const nameAt = entry + 24 + extra;
+      result.push({
+        name: Buffer.from(this.bytes.subarray(nameAt, nameAt + nameLength)).toString(),
+        table: Number(this.u64(entry)),
+        entries: this.u32(entry + 8),
+        inUse: (this.u32(entry + 12) & 1) !== 0,
+        auto: (this.u32(entry + 12) & 2) !== 0,
+        granularity: 2 ** (this.bytes[entry + 17] as number),
+        directory: entry === start ? { at: start, length } : undefined,
+      });
+      entry += Math.ceil((24 + extra + nameLength) / 8) * 8;
+    }
+    if (result.length !== count) throw new Error(`the directory holds ${result.length} bitmaps, not ${count}`);
+    return result;
+  }
+
+  /** Whether a bitmap says that a granule is dirty. */
+  isDirty({ table, entries }: FileBitmap, granule: number): boolean {
+    const index = Math.floor(granule / (this.clusterSize * 8));
+    if (index >= entries) throw new Error(`granule ${granule} is behind the end of the bitmap`);
+    const entry = this.u64(table + index * 8);
+    if (entry <= 1n) return entry === 1n;
+    const byte = Number(entry & OFFSET) + Math.floor((granule % (this.clusterSize * 8)) / 8);
+    return (((this.bytes[byte] as number) >> (granule % 8)) & 1) === 1;
+  }
+
   /** Clusters that an L2 entry refers to. */
   entryClusters(entry: bigint): number[] {
     if ((entry & COMPRESSED) !== 0n) {
@@ -206,6 +259,14 @@ export class Qcow2File {
             flags.push({ what: `L2 entry ${i}/${j}`, cluster: clusters[0] as number, copied });
           else if (copied) corruptions.push(`L2 entry ${i}/${j} is compressed and COPIED`);
         }
+      }
+    }
+    for (const { name, table, entries, directory } of this.bitmaps()) {
+      if (directory !== undefined) countRange(directory.at, directory.length, 'bitmap directory');
+      countRange(table, entries * 8, `table of bitmap ${name}`);
+      for (let i = 0; i < entries; i++) {
+        const cluster = Number(this.u64(table + i * 8) & OFFSET) / this.clusterSize;
+        if (cluster !== 0) count(cluster, `entry ${i} of bitmap ${name}`);
       }
     }
     const leaks: string[] = [];
