@@ -49,6 +49,7 @@ export { type CheckQcow2Options, checkQcow2 } from './qcow2/check.ts';
 export { encodeCluster, loadClusterEncoder } from './qcow2/cluster-codec.ts';
 export { createQcow2 } from './qcow2/create.ts';
 export { diffQcow2, type MappingDiff, type MappingDifference, type MappingState } from './qcow2/diff.ts';
+export { visitOwnClusters } from './qcow2/own-clusters.ts';
 export { measureQcow2Usage, type Qcow2Usage, type SnapshotUsage, type StateUsage } from './qcow2/usage.ts';
 export { loadZstd } from './qcow2/zstd.ts';
 export { DRIVERS } from './registry.ts';

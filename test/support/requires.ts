@@ -69,6 +69,8 @@ export const requires = {
   fio: (): Skip => requirePrograms(['fio'], 'fio'),
   nbdkit: (): Skip => requirePrograms(['nbdkit'], 'nbdkit'),
   nbdinfo: (): Skip => requirePrograms(['nbdinfo', 'nbdcopy'], 'libnbd-bin'),
+  /** A real browser, without a window. */
+  chromium: (): Skip => requirePrograms(['chromium'], 'chromium'),
   /** 7zz: a reader of VDI and VMDK headers that is not ours. */
   sevenZip: (): Skip => requirePrograms(['7zz'], '7zip'),
   vmdkinfo: (): Skip => requirePrograms(['vmdkinfo'], 'libvmdk-utils'),

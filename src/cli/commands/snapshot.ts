@@ -20,6 +20,7 @@ Examples:
   lunette snapshot list disk.qcow2
   lunette snapshot usage disk.qcow2                 what each of them costs
   lunette snapshot diff disk.qcow2 before-update    what has changed since
+  lunette snapshot report disk.qcow2 -o disk.html   a page to look at
   lunette snapshot create disk.qcow2 before-update
   lunette snapshot apply disk.qcow2 before-update   the disk is what it was then
   lunette snapshot delete disk.qcow2 before-update
@@ -156,6 +157,23 @@ export function registerSnapshot(program: Command, context: CliContext): void {
     .action(async (image: string, name: string, _own: SnapshotOptions, command: Command) => {
       const { runCreate } = await import('../run-snapshot.ts');
       await runCreate(context, image, name, command.optsWithGlobals<SnapshotOptions>());
+    });
+
+  group
+    .command('report')
+    .summary('write a page about all of this')
+    .description(
+      'Writes one page of HTML that needs no network: the files of the disk and their snapshots, what each costs, what changed when, and what is where. Reads tables only.',
+    )
+    .argument('<image>', 'path')
+    .requiredOption('-o, --out <file.html>', 'where to write it; - is stdout')
+    .addHelpText(
+      'after',
+      '\nExamples:\n  lunette snapshot report disk.qcow2 -o disk.html\n  lunette snapshot report -U running-vm.qcow2 -o vm.html\n',
+    )
+    .action(async (image: string, _own: SnapshotOptions, command: Command) => {
+      const { runReport } = await import('../run-report.ts');
+      await runReport(context, image, command.optsWithGlobals<SnapshotOptions & { readonly out: string }>());
     });
 
   for (const [change, summary, description] of [
