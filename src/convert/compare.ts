@@ -1,6 +1,6 @@
 import { LunetteError } from '../../formats/core/errors.ts';
 import { MiB } from '../../formats/core/units.ts';
-import { ABSENT, DATA, ExtentBuffer, OPAQUE, ZERO } from '../../formats/index.ts';
+import { ABSENT, DATA, ExtentBuffer, OPAQUE } from '../../formats/index.ts';
 import { isZero } from '../io/native.ts';
 import { ChunkMemory } from './chunk-memory.ts';
 import { type DiskSource, listOf, readDisk, withSize } from './disk.ts';
@@ -54,7 +54,6 @@ export async function compareDisks(a: DiskSource, b: DiskSource, options: Compar
   try {
     for await (const span of spansOf(first, second, size)) {
       if (options.signal?.aborted === true) throw new LunetteError('ABORTED', 'interrupted', { path: a.path });
-      if (span === 'allocation') continue;
       if (typeof span === 'number') {
         if (options.strict !== true) continue;
         await drain(0);
@@ -125,15 +124,15 @@ function firstDifference(a: Uint8Array | undefined, b: Uint8Array | undefined, l
   return start;
 }
 
-/** Walks both maps. Gives spans to read, and as a number where one has space for zeros and the other does not. */
-async function* spansOf(a: DiskSource, b: DiskSource, size: number): AsyncGenerator<Span | number | 'allocation'> {
+/** Walks both maps. Gives spans to read, and as a number where the maps first say different things. */
+async function* spansOf(a: DiskSource, b: DiskSource, size: number): AsyncGenerator<Span | number> {
   const [one, other] = [new MapCursor(a), new MapCursor(b)];
   let differs = false;
   for (let at = 0; at < size; ) {
     await one.seek(at);
     await other.seek(at);
     const length = Math.min(one.left(at), other.left(at));
-    if (one.allocated !== other.allocated && !differs) {
+    if (one.status !== other.status && !differs) {
       differs = true;
       yield at;
     }
@@ -174,10 +173,11 @@ class MapCursor {
     return kind === DATA || kind === OPAQUE;
   }
 
-  /** Some layer says what is there, if only that it is zeros. */
-  get allocated(): boolean {
+  /** What the map says of it, as bits: there are bytes, they are zeros, a layer says so, they lie somewhere as they are. */
+  get status(): number {
     const kind = this.#extents.kinds[this.#index];
-    return kind === ZERO ? this.#extents.storages[this.#index] === null : kind !== ABSENT;
+    const placed = this.#extents.storages[this.#index] !== null && kind !== OPAQUE;
+    return (this.holds ? 1 : 2) | (kind === ABSENT ? 0 : 4) | (placed ? 8 : 0);
   }
 
   /** Both have their bytes in the same place of the same file. */

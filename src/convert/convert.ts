@@ -182,7 +182,7 @@ async function createEmpty(size: number, staged: StagedTarget, { creator, values
       values,
       backing,
       async createFile(name) {
-        const storage = await staged.createFile(path.join(path.dirname(staged.path), name));
+        const storage = await staged.createFile(path.resolve(path.dirname(staged.path), name));
         further.push(storage);
         return storage;
       },

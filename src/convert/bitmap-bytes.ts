@@ -1,0 +1,19 @@
+import { alignUp, divideUp } from '../../formats/core/units.ts';
+import type { Layer } from '../../formats/index.ts';
+
+const DIRECTORY_ENTRY = 24;
+
+/** What the dirty bitmaps of a qcow2 image take in it, bytes; undefined for formats and versions that have none. */
+export async function bitmapBytes(layer: Layer): Promise<number | undefined> {
+  const { format, clusterSize, specific, virtualSize } = await layer.describe();
+  if (format !== 'qcow2' || clusterSize === undefined || specific?.compat !== '1.1') return undefined;
+  const bitmaps = (specific.bitmaps ?? []) as readonly { readonly name: string; readonly granularity: number }[];
+  let total = 0;
+  let directory = 0;
+  for (const { name, granularity } of bitmaps) {
+    const clusters = divideUp(divideUp(divideUp(virtualSize, granularity), 8), clusterSize);
+    total += clusters * clusterSize + alignUp(clusters * 8, clusterSize);
+    directory += alignUp(DIRECTORY_ENTRY + Buffer.byteLength(name), 8);
+  }
+  return total + alignUp(directory, clusterSize);
+}
