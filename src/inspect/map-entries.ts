@@ -40,11 +40,13 @@ export async function* mapEntries(
 ): AsyncGenerator<MapEntry> {
   const layers = (image as { layers?: readonly Layer[] }).layers;
   const extents = new ExtentBuffer();
+  const withHoles = new Set<Layer>();
+  for (const layer of layers ?? []) if (await mayHaveHoles(layer)) withHoles.add(layer);
   let last: MapEntry | undefined;
   for (let at = range.start; at < range.end; at = extents.end) {
     await image.map(at, range.end - at, extents);
     for (let i = 0; i < extents.count; i++) {
-      for await (const entry of entriesOf(extents, i, layers)) {
+      for await (const entry of entriesOf(extents, i, layers, (layer) => withHoles.has(layer))) {
         const joined: MapEntry | undefined = last && join(last, entry);
         if (joined === undefined && last !== undefined) yield last;
         last = joined ?? entry;
@@ -58,6 +60,7 @@ async function* entriesOf(
   extents: ExtentBuffer,
   i: number,
   layers: readonly Layer[] | undefined,
+  holed: (layer: Layer) => boolean,
 ): AsyncGenerator<MapEntry> {
   const kind = extents.kinds[i];
   const flags = extents.flags[i] as number;
@@ -70,19 +73,19 @@ async function* entriesOf(
     start,
     length,
     depth,
-    present: kind !== ABSENT && !(kind === ZERO && !placed && isBehindParent(layers, depth, start)),
+    present:
+      (kind !== ABSENT || layers?.[depth]?.format === 'vdi') &&
+      !(kind === ZERO && !placed && isBehindParent(layers, depth, start)),
     zero: kind === ZERO || kind === ABSENT,
-    data: kind === DATA || kind === OPAQUE,
+    data: kind === DATA || kind === OPAQUE || (placed && isFlat(layers?.[depth], storage)),
     compressed: kind === OPAQUE && (flags & COMPRESSED) !== 0,
     offset: placed ? (extents.storageOffsets[i] as number) : undefined,
     filename: placed ? storage.path : undefined,
   };
   const layer = layers?.[depth];
-  if (kind === DATA && storage !== null && layer !== undefined && mayHaveHoles(layer, storage)) {
-    yield* splitAtHoles(entry, storage);
-  } else {
-    yield entry;
-  }
+  const split = kind === DATA && storage !== null && layer !== undefined && holed(layer);
+  if (split) yield* splitAtHoles(entry, storage);
+  else yield entry;
 }
 
 /** Zeros because the backing file ends before: no file says so. */
@@ -91,10 +94,19 @@ function isBehindParent(layers: readonly Layer[] | undefined, depth: number, sta
   return parent !== undefined && start >= parent.size;
 }
 
-/** Files that are laid out from the start: what was never written in them is a hole of the file, for QEMU as well. */
-function mayHaveHoles(layer: Layer, storage: Storage): boolean {
-  if (layer.format === 'vmdk') return storage !== layer.storage;
-  return false;
+/** Extents that are laid out from the start: what was never written there is data to QEMU, that reads as zeros. */
+function isFlat(layer: Layer | undefined, storage: Storage): boolean {
+  return layer?.format === 'vmdk' && storage !== layer.storage;
+}
+
+/** The space of the image was given out beforehand, and the file may have holes there: QEMU looks for those, too. */
+async function mayHaveHoles(layer: Layer): Promise<boolean> {
+  if (layer.format !== 'qcow2' && layer.format !== 'vdi') return false;
+  const { actualSize, clusterSize = 0, specific } = await layer.describe();
+  if (layer.format === 'vdi') return specific?.['image-type'] === 'fixed';
+  // A few clusters that were never filled do not count.
+  const absent = layer.storage.size - (actualSize ?? layer.storage.size);
+  return absent > Math.max(layer.storage.size / 10, 10 * clusterSize);
 }
 
 async function* splitAtHoles(entry: MapEntry, storage: Storage): AsyncGenerator<MapEntry> {
