@@ -1,0 +1,71 @@
+/** Jobs on a Linux kernel with LIO and TCMU in a VM under software emulation: see scripts/vm. */
+
+import assert from 'node:assert/strict';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { PROJECT_ROOT, run, runOk } from './process.ts';
+import { requirePrograms, type Skip } from './requires.ts';
+import type { Cleanup } from './temporary.ts';
+
+const PROGRAMS = [
+  'qemu-system-x86_64',
+  'busybox',
+  'cpio',
+  'depmod',
+  'dbus-daemon',
+  'targetcli',
+  'iscsiadm',
+  'sg_raw',
+  'fio',
+  'mke2fs',
+  'qemu-img',
+];
+
+/** What the VM needs. */
+export function requiresVm(): Skip {
+  if (process.platform !== 'linux' || process.arch !== 'x64') return 'the VM is for Linux on x86-64';
+  return requirePrograms(PROGRAMS, 'packages for the VM');
+}
+
+export interface VmResult {
+  /** What the job left in /out. */
+  readonly out: string;
+  /** All that the guest printed. */
+  readonly console: string;
+}
+
+export interface VmOptions {
+  /** Directory that fills the guest's disk at /mnt. */
+  readonly seed?: string;
+  /** The VM is ended after so long. */
+  readonly seconds: number;
+}
+
+let built: Promise<unknown> | undefined;
+
+/**
+ * Runs test/e2e/vm/jobs/NAME.sh as root in the VM, with this checkout as it is, compiled.
+ *
+ * @throws with the guest's output unless the job ends with status 0
+ */
+export async function runVm(t: Cleanup, name: string, options: VmOptions): Promise<VmResult> {
+  built ??= runOk(process.execPath, [join(PROJECT_ROOT, 'scripts/build.mjs')], { timeoutMs: 300_000 });
+  await built;
+  const out = await mkdtemp(join(tmpdir(), 'lunette-vm-'));
+  t.after(() => rm(out, { recursive: true, force: true }));
+  const job = join(PROJECT_ROOT, `test/e2e/vm/jobs/${name}.sh`);
+  const env = { ...process.env, ...(options.seed === undefined ? {} : { SEED: options.seed }) };
+  const args = [job, out, String(options.seconds)];
+  const { status, stdout, stderr } = await run(join(PROJECT_ROOT, 'scripts/vm/run'), args, {
+    env,
+    timeoutMs: (options.seconds + 300) * 1000,
+  });
+  const log = await readFile(join(out, 'daemon.log'), 'utf8').catch(() => '');
+  assert.equal(status, 0, `the job ${name} ended with ${status}\n${tail(stdout)}${tail(stderr)}daemon:\n${tail(log)}`);
+  return { out, console: stdout };
+}
+
+function tail(text: string): string {
+  return `${text.split('\n').slice(-80).join('\n')}\n`;
+}
