@@ -1,7 +1,7 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { LunetteError } from '../../formats/core/errors.ts';
 import type { ImageHost } from '../../formats/index.ts';
-import { TcmuObjects } from '../dbus/tcmu-objects.ts';
+import type { TcmuObjects } from '../dbus/tcmu-objects.ts';
 import { ProcessLock } from '../io/process-lock.ts';
 import { abortNetlinkWaiters, blockNetlink, tcmuModuleIsLoaded } from '../lio/tcmu-module.ts';
 import { listUioDevices, type TcmuUio, uioDevice } from '../lio/uio-devices.ts';
@@ -127,8 +127,7 @@ export class TcmuService {
   // --- the beginning ---
 
   async #begin(): Promise<void> {
-    // The bus is connected before devices are taken over, and the name taken after: whoever sees it can make devices at once.
-    this.#objects = await this.#connectBus();
+    // Disks first: initiators wait for them. Whoever sees the name on the bus can make devices at once.
     await blockNetlink(true);
     try {
       this.#channel = new TcmuChannel({
@@ -144,6 +143,7 @@ export class TcmuService {
     } finally {
       await blockNetlink(false);
     }
+    this.#objects = await this.#connectBus();
     try {
       await this.#objects?.publish();
     } catch (error) {
@@ -159,6 +159,7 @@ export class TcmuService {
       check: (config: string, trusted: boolean) => this.#check(name, config, trusted),
     }));
     try {
+      const { TcmuObjects } = await import('../dbus/tcmu-objects.ts');
       return await TcmuObjects.connect(handlers, (error) =>
         this.#log.warn(
           { error },

@@ -1,7 +1,7 @@
 /** The kernel's side of a TCMU device, played by a process of its own: see native/mock_kernel.cc. */
 
 import { type ChildProcessByStdio, spawn } from 'node:child_process';
-import { closeSync, constants, ftruncateSync, openSync } from 'node:fs';
+import { closeSync, constants, existsSync, ftruncateSync, openSync } from 'node:fs';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import type { Readable, Writable } from 'node:stream';
@@ -53,8 +53,8 @@ export class MockTcmu {
   static async start(t: Cleanup, options: MockOptions = {}): Promise<MockTcmu> {
     const { regionSize = 4 * 1024 * 1024, ringSize = 64 * 1024, flags = 15 } = options;
     const program = await buildProgram('mock_kernel', [], 'none');
-    // On memory, as the region is: only that can be shared at no cost.
-    const folder = await temporaryDirectory(t);
+    // In memory, where there is a file system of it: the region is memory, too.
+    const folder = await temporaryDirectory(t, existsSync('/dev/shm') ? '/dev/shm' : undefined);
     const [memory, events, kicks] = ['memory', 'events', 'kicks'].map((name) => join(folder, name)) as [
       string,
       string,

@@ -11,7 +11,7 @@ start_daemon() {
   before=$(grep -c '^ready' /out/daemon.log)
   node "$root/dist/src/cli/main.js" daemon "$@" >>/out/daemon.log 2>&1 &
   daemon=$!
-  for _ in $(seq 300); do
+  for _ in $(seq 900); do
     [ "$(grep -c '^ready' /out/daemon.log)" -gt "$before" ] && return 0
     kill -0 $daemon 2>/dev/null || break
     sleep 0.1

@@ -1,0 +1,110 @@
+/**
+ * Commands of a TCMU ring served from an image: a process that plays the kernel fills the ring, this one serves it with the real device,
+ * SCSI and image code. tcmu-runner cannot be put beside it: it serves a kernel only, and in a virtual machine under emulation wakeups
+ * hide what either costs.
+ */
+
+import { randomBytes } from 'node:crypto';
+import { open } from 'node:fs/promises';
+import { join } from 'node:path';
+import { KiB, MiB } from '../../formats/core/units.ts';
+import { createHost } from '../../src/open/host.ts';
+import { ScsiDevice } from '../../src/scsi/device.ts';
+import { TcmuDevice } from '../../src/tcmu/device.ts';
+import { requireAddon } from '../support/addon.ts';
+import { type Bench, bench, median } from '../support/bench.ts';
+import { MockTcmu } from '../support/mock-tcmu.ts';
+import { runOk } from '../support/process.ts';
+import { requires } from '../support/requires.ts';
+import { requiresCompiler } from '../support/sanitized.ts';
+import { makeNexus } from '../support/scsi.ts';
+import { temporaryDirectory } from '../support/temporary.ts';
+
+interface Load {
+  readonly name: string;
+  readonly bytes: number;
+  readonly depth: number;
+  readonly writes?: boolean;
+  /** Share of the operations that a full run makes. */
+  readonly share: number;
+  /** What is aimed at: commands per second, and CPU in µs for each. */
+  readonly aim?: { readonly perSecond: number; readonly cpuUs: number };
+}
+
+const LOADS: readonly Load[] = [
+  { name: '4 KiB random read, depth 32', bytes: 4 * KiB, depth: 32, share: 1, aim: { perSecond: 150_000, cpuUs: 6 } },
+  { name: '4 KiB random read, depth 1', bytes: 4 * KiB, depth: 1, share: 0.1 },
+  { name: '64 KiB random read, depth 8', bytes: 64 * KiB, depth: 8, share: 0.2 },
+  { name: '4 KiB random write, depth 32', bytes: 4 * KiB, depth: 32, share: 0.5, writes: true },
+];
+
+bench(
+  'tcmu/ring',
+  async (b) => {
+    const size = b.pick(4 * MiB, 512 * MiB);
+    const folder = await temporaryDirectory(b);
+    const raw = join(folder, 'disk.raw');
+    const qcow2 = join(folder, 'disk.qcow2');
+    const handle = await open(raw, 'w');
+    for (let at = 0; at < size; at += 4 * MiB) await handle.write(randomBytes(4 * MiB));
+    await handle.close();
+    await runOk('qemu-img', ['convert', '-f', 'raw', '-O', 'qcow2', raw, qcow2], { timeoutMs: 300_000 });
+    const rows: (string | number)[][] = [];
+    for (const [path, format] of [
+      [qcow2, 'qcow2'],
+      [raw, 'raw'],
+    ] as const) {
+      rows.push(...(await measure(b, path, format, size)));
+    }
+    b.table('ring → SCSI → image, one process', ['', 'commands/s', 'CPU µs each', 'aim'], rows);
+  },
+  () => requireAddon() || requiresCompiler() || requires.qemuImg(),
+);
+
+async function measure(b: Bench, path: string, format: string, size: number): Promise<(string | number)[][]> {
+  const host = createHost();
+  const image = await host.open(path, { format });
+  const kernel = await MockTcmu.start(b, { regionSize: 64 * MiB, ringSize: MiB });
+  const server = new ScsiDevice({ ports: [] });
+  server.addUnit(0, { image, identity: 'bench' });
+  const { memoryFd, eventFd, kickFd, regionSize } = kernel;
+  const device = new TcmuDevice({
+    memoryFd,
+    eventFd,
+    kickFd,
+    regionSize,
+    server,
+    nexus: makeNexus(),
+    onBroken: (reason) => b.print(reason),
+    onGone: () => undefined,
+  });
+  device.start();
+  const rows: (string | number)[][] = [];
+  try {
+    for (const { name, bytes, depth, writes, share, aim } of LOADS) {
+      const operations = Math.ceil(b.pick(200, 400_000) * share);
+      const load = { operations, depth, bytes, span: size, seed: b.seed, ...(writes === true ? { writes } : {}) };
+      // Warm: page cache, tables, compiled code.
+      await kernel.bench({ ...load, operations: Math.ceil(operations / 4) });
+      const rates: number[] = [];
+      const costs: number[] = [];
+      for (let round = 0; round < b.pick(1, 5); round++) {
+        const before = process.cpuUsage();
+        const { seconds, done, failed } = await kernel.bench(load);
+        const { user, system } = process.cpuUsage(before);
+        if (failed > 0 || done !== operations)
+          throw new Error(`${name}: ${failed} failed, ${done} of ${operations} done`);
+        rates.push(done / seconds);
+        costs.push((user + system) / done);
+      }
+      const [rate, cost] = [median(rates), median(costs)];
+      const verdict = aim === undefined || b.smoke || format !== 'qcow2' ? '' : `${aim.perSecond}/s, ${aim.cpuUs} µs`;
+      rows.push([`${format}: ${name}`, Math.round(rate), cost.toFixed(2), verdict]);
+    }
+  } finally {
+    await device.close();
+    await image.close();
+    await host.close();
+  }
+  return rows;
+}
