@@ -14,8 +14,9 @@ import { Qcow2File } from '../support/qcow2-file.ts';
 import { createImage, openImage, readAll } from '../support/qcow2-images.ts';
 import { type Random, randomFor } from '../support/random.ts';
 
-/** Cuts in one run of this test; LUNETTE_CUTS asks for more. */
+/** Cuts in one run of each test; LUNETTE_CUTS asks for more. */
 const CUTS = Number(process.env.LUNETTE_CUTS ?? 600);
+const SECRET = Buffer.from('secret');
 const CUTS_PER_WORKLOAD = 20;
 const CLEAN = { corruptions: [], leaks: [], missingCopied: [] };
 
@@ -23,11 +24,12 @@ interface Workload {
   readonly what: string;
   readonly storage: PowerCutStorage;
   readonly model: CutModel;
-  readonly encode: (bytes: Uint8Array) => EncodedUnit;
+  /** Undefined where clusters are encrypted, not compressed. */
+  readonly encode: ((bytes: Uint8Array) => EncodedUnit) | undefined;
 }
 
 const openCached = (storage: PowerCutStorage | MemoryStorage, random: Random): Promise<ChainImage> =>
-  openImage(storage, { cache: new SharedBlockCache(random.pick([0, 50_000, 1_000_000])) });
+  openImage(storage, { secret: SECRET, cache: new SharedBlockCache(random.pick([0, 50_000, 1_000_000])) });
 
 /** Noise in front of zeros: from nothing to a whole cluster of what does not compress. */
 function cluster(random: Random, size: number): Uint8Array {
@@ -53,6 +55,22 @@ async function prepare(random: Random): Promise<Workload> {
   return { what, storage, model, encode };
 }
 
+/** An encrypted image: the key's making takes longer than all that is done with it, so one serves many workloads. */
+async function prepareEncrypted(random: Random, files: Map<string, Uint8Array>): Promise<Workload> {
+  const clusterSize = random.pick([512, 4096]);
+  const cipherMode = random.pick(['xts', 'cbc']);
+  const what = `${cipherMode}, clusters of ${clusterSize}`;
+  const size = 60 * clusterSize + 512;
+  let bytes = files.get(what);
+  if (bytes === undefined) {
+    const encryption = { secret: SECRET, iterTimeMs: 1, cipherAlg: 'aes-128', cipherMode };
+    bytes = (await createImage({ size, clusterSize, encryption })).toBytes();
+    files.set(what, bytes);
+  }
+  const storage = new PowerCutStorage(random, bytes, random.chance(0.2) ? { spare: 200 * clusterSize } : {});
+  return { what, storage, model: new CutModel(storage, new Uint8Array(size)), encode: undefined };
+}
+
 function change(random: Random, image: ChainImage, { model, encode }: Workload): Promise<void> {
   const { size } = image;
   const unit = image.limits.allocationUnit;
@@ -72,6 +90,10 @@ function change(random: Random, image: ChainImage, { model, encode }: Workload):
       return model.change(offset, bytes, () => image.writev(offset, IoVec.of(bytes)));
     }
     default: {
+      if (encode === undefined) {
+        const bytes = random.bytes(length);
+        return model.change(offset, bytes, () => image.writev(offset, IoVec.of(bytes)));
+      }
       const first = Math.floor(offset / unit);
       const count = Math.min(Math.ceil(size / unit) - first, 1 + random.below(20));
       const parts = Array.from({ length: count }, () => cluster(random, unit));
@@ -131,12 +153,13 @@ async function judge(workload: Workload, random: Random, at: number): Promise<vo
   const wrong = workload.model.judge(at, await readAll(image));
   assert.equal(wrong, -1, `${context}: byte ${wrong} is neither as flushed nor as written since`);
   const again = cluster(random, image.limits.allocationUnit);
-  await image.writeCompressed(0, [workload.encode(again)]);
+  if (workload.encode === undefined) await image.writev(random.below(image.size - 1), IoVec.of(random.bytes(1)));
+  else await image.writeCompressed(0, [workload.encode(again)]);
   await image.close();
   assert.deepEqual(new Qcow2File(storage.toBytes()).inspect().corruptions, [], `${context}, written again`);
   for (const [name, { bytes: shown, takenAt, deletingAt }] of workload.model.snapshots) {
     if (takenAt >= at || deletingAt < at) continue;
-    const snapshot = await openImage(storage, { readOnly: true, snapshot: name });
+    const snapshot = await openImage(storage, { readOnly: true, snapshot: name, secret: SECRET });
     assert.ok(Buffer.compare(await readAll(snapshot), shown) === 0, `${context}: ${name} has changed`);
     await snapshot.close();
   }
@@ -146,6 +169,16 @@ test(`${CUTS} power cuts among compressed writes lose nothing that was flushed`,
   const random = randomFor(t);
   for (let cuts = 0; cuts < CUTS; cuts += CUTS_PER_WORKLOAD) {
     const workload = await prepare(random);
+    await run(workload, random);
+    for (let i = 0; i < CUTS_PER_WORKLOAD; i++) await judge(workload, random, random.between(0, workload.storage.now));
+  }
+});
+
+test(`${CUTS / 4} power cuts among encrypted writes lose nothing that was flushed`, async (t) => {
+  const random = randomFor(t);
+  const files = new Map<string, Uint8Array>();
+  for (let cuts = 0; cuts < CUTS / 4; cuts += CUTS_PER_WORKLOAD) {
+    const workload = await prepareEncrypted(random, files);
     await run(workload, random);
     for (let i = 0; i < CUTS_PER_WORKLOAD; i++) await judge(workload, random, random.between(0, workload.storage.now));
   }

@@ -202,6 +202,15 @@ export class Qcow2File {
     return offset === 0 ? [] : [offset / this.clusterSize];
   }
 
+  /** Where the header extension "full disk encryption header pointer" leads. */
+  #cryptoHeader(): { at: number; length: number } | undefined {
+    for (let at = this.version === 2 ? 72 : this.u32(100); at + 8 <= this.clusterSize && this.u32(at) !== 0; ) {
+      if (this.u32(at) === 0x0537be77) return { at: Number(this.u64(at + 8)), length: Number(this.u64(at + 16)) };
+      at += 8 + Math.ceil(this.u32(at + 4) / 8) * 8;
+    }
+    return undefined;
+  }
+
   /** Compares references with refcounts, and COPIED flags with both. */
   inspect(): Inspection {
     const corruptions: string[] = [];
@@ -223,6 +232,8 @@ export class Qcow2File {
       const block = this.number(tableAt + i * 8);
       if (block !== 0) countRange(block, this.clusterSize, `refcount block ${i}`);
     }
+    const crypto = this.#cryptoHeader();
+    if (crypto !== undefined) countRange(crypto.at, crypto.length, 'encryption header');
     if (this.u32(60) > 0) countRange(Number(this.u64(64)), this.#snapshotTableLength, 'snapshot table');
     const flags: { what: string; cluster: number; copied: boolean }[] = [];
     for (const { at, entries, active } of this.l1Tables()) {

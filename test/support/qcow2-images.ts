@@ -21,6 +21,8 @@ export interface OpenOptions {
   readonly warnings?: string[];
   /** The external data file, whatever name the image has for it. It outlives the image. */
   readonly dataFile?: Storage | undefined;
+  /** Passphrase of an encrypted image. */
+  readonly secret?: Uint8Array | undefined;
   /** Layers below, top first. */
   readonly parents?: readonly Layer[];
 }
@@ -44,6 +46,7 @@ export function openLayer(storage: Storage, options: OpenOptions = {}): Promise<
     snapshot: options.snapshot,
     metadataOnly: options.metadataOnly,
     strict: options.strict,
+    secrets: async () => (options.secret === undefined ? [] : [options.secret]),
     context: contextFor(options),
   });
 }
