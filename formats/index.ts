@@ -44,11 +44,14 @@ export type {
   SnapshotReference,
 } from './image/layer.ts';
 export { applySnapshot, createSnapshot, deleteSnapshot } from './image/snapshots.ts';
+export type { KeySlotChange } from './luks/amend.ts';
+export type { LuksOptions } from './luks/create.ts';
 export { ImageHost, type ImageHostOptions, type OpenImageOptions } from './open.ts';
 export { type CheckQcow2Options, checkQcow2 } from './qcow2/check.ts';
 export { encodeCluster, loadClusterEncoder } from './qcow2/cluster-codec.ts';
 export { createQcow2 } from './qcow2/create.ts';
 export { diffQcow2, type MappingDiff, type MappingDifference, type MappingState } from './qcow2/diff.ts';
+export { amendQcow2KeySlots } from './qcow2/key-slots.ts';
 export { visitOwnClusters } from './qcow2/own-clusters.ts';
 export { measureQcow2Usage, type Qcow2Usage, type SnapshotUsage, type StateUsage } from './qcow2/usage.ts';
 export { loadZstd } from './qcow2/zstd.ts';

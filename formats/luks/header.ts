@@ -163,7 +163,7 @@ export function encodeLuksHeader(header: LuksHeader): Uint8Array {
   return result;
 }
 
-/** Writes one key slot in place. @returns where it is in the header: an offset and a length that do not cross a sector */
+/** Writes one key slot in place. */
 export function writeKeySlot(view: DataView, index: number, slot: KeySlot): void {
   SLOT.write(
     view,

@@ -8,8 +8,9 @@ import { IoVec } from '../../formats/core/iov.ts';
 import { KiB, MiB } from '../../formats/core/units.ts';
 import { ENCRYPTED, ExtentBuffer } from '../../formats/image/extent.ts';
 import { createSnapshot } from '../../formats/image/snapshots.ts';
-import { checkImage } from '../../formats/index.ts';
+import { amendQcow2KeySlots, checkImage, type KeySlotChange } from '../../formats/index.ts';
 import { ImageHost } from '../../formats/open.ts';
+import { openFileStorage } from '../../formats/storage/file.ts';
 import { cli } from '../support/cli.ts';
 import { run, runOk } from '../support/process.ts';
 import { readAll } from '../support/qcow2-images.ts';
@@ -289,4 +290,44 @@ test('extents of encrypted clusters say so', { skip: requires.qemuIo() }, async 
   );
   assert.equal(out.storages[1]?.fd, null, 'there is no way to the bytes but through the cipher');
   await image.close();
+});
+
+test('key slots that we and QEMU add and erase open for both', { skip: requires.qemuIo() }, async (t) => {
+  const at = await scene(t);
+  await createByUs(at, 'encrypt.format=luks,encrypt.iter-time=10');
+  const second = join(at.directory, 'second');
+  const third = join(at.directory, 'third');
+  await writeFile(second, 'second');
+  await writeFile(third, 'third');
+  const amend = async (change: KeySlotChange): Promise<void> => {
+    const storage = await openFileStorage(at.path, { readOnly: false });
+    await storage.lock('write');
+    await amendQcow2KeySlots(storage, { iterTimeMs: 10, ...change }, async () => [Buffer.from(SECRET)]);
+    await storage.close();
+  };
+  const opens = async (secret: string): Promise<boolean> => {
+    const args = [...secretObject(secret), '--image-opts', imageOptions(at.path), '-c', 'read -q 0 4k'];
+    const byQemu = (await run('qemu-io', args)).status === 0;
+    const host = new ImageHost({ secrets: async () => [await readFile(secret)] });
+    const byUs = await host.open(at.path, { readOnly: true }).then(
+      (image) => image.close().then(() => true),
+      () => false,
+    );
+    assert.equal(byUs, byQemu, `${secret}: one of us opens it`);
+    return byUs;
+  };
+
+  await amend({ state: 'active', newSecret: Buffer.from('second') });
+  const options = 'encrypt.state=active,encrypt.new-secret=n,encrypt.keyslot=6,encrypt.iter-time=10';
+  const args = ['--object', `secret,id=n,file=${third}`, ...secretObject(second), '--image-opts', '-o', options];
+  for (let tries = 0; ; tries++) {
+    const result = await run('qemu-img', ['amend', ...args, imageOptions(at.path)]);
+    if (result.status === 0) break;
+    if (tries === 20 || !result.stderr.includes('accurate CPU usage')) assert.fail(result.stderr);
+  }
+  assert.deepEqual([await opens(at.secret), await opens(second), await opens(third)], [true, true, true]);
+  await amend({ state: 'inactive', oldSecret: Buffer.from(SECRET) });
+  await amend({ state: 'inactive', keyslot: 1 });
+  assert.deepEqual([await opens(at.secret), await opens(second), await opens(third)], [false, false, true]);
+  await runOk('qemu-img', ['check', ...secretObject(third), '--image-opts', imageOptions(at.path)]);
 });
