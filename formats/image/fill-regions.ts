@@ -46,7 +46,7 @@ async function fillRun(
   let at = storageOffset;
   const list = new IoVec();
   const write = async (): Promise<void> => {
-    if (list.byteLength > 0) await storage.writev(at, list);
+    if (list.byteLength > 0 && !storage.tryWritev(at, list)) await storage.writev(at, list);
     at += list.byteLength;
     list.clear();
   };

@@ -136,5 +136,8 @@ export class PointerTable {
 }
 
 export async function writeTable(storage: Storage, writes: readonly TableWrite[]): Promise<void> {
-  for (const { offset, bytes } of writes) await storage.writev(offset, IoVec.of(bytes));
+  for (const { offset, bytes } of writes) {
+    const list = IoVec.of(bytes);
+    if (!storage.tryWritev(offset, list)) await storage.writev(offset, list);
+  }
 }

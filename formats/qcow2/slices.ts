@@ -14,6 +14,8 @@ const SPACE_SLICES = 2 ** 22;
 const MAX_SPACES = 1024;
 /** Most bytes in one write of neighbouring slices. */
 const MAX_WRITE = 1024 * 1024;
+/** Slices that are written without waiting: others on the event loop get their turn this often. */
+const TURN_MS = 2;
 /** Writes in flight while slices are written back. */
 const WRITE_DEPTH = 8;
 
@@ -240,6 +242,7 @@ export class SliceCache {
     const { slices, bytes } = batch;
     let next = 0;
     let failed = false;
+    let turn = performance.now();
     const worker = async () => {
       while (next < slices.length && !failed) {
         const list = new IoVec();
@@ -253,7 +256,12 @@ export class SliceCache {
           list.byteLength < MAX_WRITE
         );
         try {
-          await this.#storage.writev(first * this.size, list);
+          if (!this.#storage.tryWritev(first * this.size, list)) {
+            await this.#storage.writev(first * this.size, list);
+          } else if (performance.now() - turn > TURN_MS) {
+            await new Promise((resolve) => setImmediate(resolve));
+            turn = performance.now();
+          }
         } catch (error) {
           failed = true;
           throw error;

@@ -155,10 +155,19 @@ export class NativeStorage implements Storage {
 
   tryWritev(offset: number, iov: IoVec): boolean {
     const length = iov.byteLength;
+    // Also past the end of a file that grows: a small write there is one into the page cache like any other.
+    const inside = offset + length <= this.#size;
+    if (!inside && (length > MAX_WRITE_NOW || !this.growsZeroed)) return false;
     this.#sync.wrote();
+    if (!this.#tryWrite(offset, iov, length)) return false;
+    if (!inside) this.#size = Math.max(this.#size, offset + length);
+    return true;
+  }
+
+  #tryWrite(offset: number, iov: IoVec, length: number): boolean {
     switch (this.#writeMode) {
       case WRITE_NO_WAIT: {
-        if (length > MAX_WRITE_NOW || offset + length > this.#size) return false;
+        if (length > MAX_WRITE_NOW) return false;
         const done = transferNow(WRITE_NO_WAIT, this.fd, offset, iov);
         if (done !== EOPNOTSUPP) return done === length;
         this.#writeMode = WRITE;
@@ -166,7 +175,7 @@ export class NativeStorage implements Storage {
       }
       case WRITE:
         if (this.#readMode === READ_CACHED) return this.#tryWriteCached(offset, iov);
-        if (length > MAX_MEMORY_WRITE_NOW || offset + length > this.#size) return false;
+        if (length > MAX_MEMORY_WRITE_NOW) return false;
         // Less than all is a full file system: the caller writes the same bytes again by writev(), and hears why.
         return transferNow(WRITE, this.fd, offset, iov) === length;
       default:
@@ -177,7 +186,7 @@ export class NativeStorage implements Storage {
   /** ext4 and others without RWF_NOWAIT on writes: into the page cache, as long as that has been quick. */
   #tryWriteCached(offset: number, iov: IoVec): boolean {
     const length = iov.byteLength;
-    if (length > MAX_WRITE_NOW || offset + length > this.#size) return false;
+    if (length > MAX_WRITE_NOW) return false;
     if (offset % PAGE !== 0 || length % PAGE !== 0 || !this.#pace.isQuick) return false;
     const done = transferNow(WRITE, this.fd, offset, iov);
     this.#pace.note(lastWriteUs());
@@ -328,6 +337,7 @@ export class NativeStorage implements Storage {
   }
 
   async #dataSync(): Promise<void> {
+    if (this.#readMode === READ_MEMORY) return; // nothing there outlives the machine
     const result = await this.#queue.range(this.#queue.operations.dataSync, this.fd, 0, 0);
     if (result < 0) throw this.#failure(result, 'syncing', 'fdatasync', undefined);
   }
