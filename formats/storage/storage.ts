@@ -32,7 +32,7 @@ export interface Storage {
   tryReadv(offset: number, iov: IoVec): boolean;
   readv(offset: number, iov: IoVec): Promise<void>;
 
-  /** Writes now, if that needs no waiting. @returns false when no byte was written */
+  /** Writes now, if that needs no waiting; past the end too, where growing does not wait. @returns false when no byte was written */
   tryWritev(offset: number, iov: IoVec): boolean;
   /** Writes all of iov or throws; after an error the range holds old or new bytes. @throws {StorageError} NO_SPACE, READ_ONLY, IO */
   writev(offset: number, iov: IoVec): Promise<void>;

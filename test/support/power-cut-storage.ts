@@ -32,6 +32,8 @@ export class PowerCutStorage implements Storage {
   failing: (call: 'write' | 'sync') => boolean = () => false;
   /** Steps so far: writes begun and ended, syncs begun and ended. A cut happens between two of them. Files of one disk share it. */
   readonly clock: { now: number };
+  /** A write that was tried without waiting has been chosen to fail. */
+  #failsNext = false;
   readonly #random: Random;
   readonly #initial: Uint8Array;
   #bytes: Uint8Array;
@@ -82,7 +84,11 @@ export class PowerCutStorage implements Storage {
   }
 
   tryWritev(offset: number, iov: IoVec): boolean {
-    if (this.#random.chance(0.5) || offset + iov.byteLength > Math.min(this.#size, this.maxSize)) return false;
+    const room = this.growsZeroed ? this.maxSize : this.#initial.length;
+    if (this.#random.chance(0.5) || offset + iov.byteLength > room) return false;
+    // What fails is met again, and reported, by writev().
+    this.#failsNext = this.failing('write');
+    if (this.#failsNext) return false;
     this.#begin(offset, flatten(iov)).completedAt = this.now++;
     return true;
   }
@@ -172,7 +178,9 @@ export class PowerCutStorage implements Storage {
   }
 
   async #write(offset: number, bytes: Uint8Array): Promise<void> {
-    if (this.failing('write')) throw new StorageError('IO', 'injected failure of a write', { path: this.path });
+    const fails = this.#failsNext || this.failing('write');
+    this.#failsNext = false;
+    if (fails) throw new StorageError('IO', 'injected failure of a write', { path: this.path });
     const room = this.growsZeroed ? this.maxSize : this.#initial.length;
     if (offset + bytes.length > room) throw new StorageError('NO_SPACE', 'no space left', { path: this.path });
     const event = this.#begin(offset, bytes);

@@ -67,7 +67,7 @@ test('data that is not cached is left to the pool', {
   assert.equal(much.indexOf(0), -1);
 });
 
-test('small writes of whole pages below the end are made on the event loop, others are not', {
+test('small writes of whole pages are made on the event loop, past the end as well, others are not', {
   skip: skip || only(facts?.fileSystem === 'ext4', 'the rule is for file systems like ext4'),
 }, async (t) => {
   const storage = await opened(t, new Uint8Array(1 << 20));
@@ -79,13 +79,16 @@ test('small writes of whole pages below the end are made on the event loop, othe
     [0, 128 * 1024],
     [512, 4096],
     [0, 512],
-    [(1 << 20) - 4096, 8192],
-    [1 << 20, 4096],
+    [1 << 20, 128 * 1024],
+    [(1 << 20) - 512, 4096],
   ] as const) {
     assert.equal(write(offset, length), false, `${length} at ${offset}`);
   }
   assert.equal(storage.size, 1 << 20);
   assert.equal((await readFile(storage.path)).indexOf(0), 4096);
+  if (!write(1 << 20, 4096)) return; // in the pause after a slow one
+  assert.equal(storage.size, (1 << 20) + 4096);
+  assert.deepEqual((await readFile(storage.path)).subarray(1 << 20), Buffer.from(new Uint8Array(4096).fill(1)));
 });
 
 test('a slow write stops writes on the event loop until 32 quick ones have passed', () => {
@@ -180,7 +183,9 @@ test('in memory, writes up to 1 MiB and reads are made on the event loop', {
   const back = new Uint8Array(1 << 20);
   assert.equal(storage.tryReadv(12_345, IoVec.of(back)), true);
   assert.deepEqual(back, bytes);
-  assert.equal(storage.tryWritev((4 << 20) - 10, IoVec.of(bytes, 0, 11)), false);
+  assert.equal(storage.tryWritev((4 << 20) - 10, IoVec.of(bytes, 0, 128 * 1024)), false);
+  assert.equal(storage.tryWritev((4 << 20) - 10, IoVec.of(bytes, 0, 11)), true);
+  assert.equal(storage.size, (4 << 20) + 1);
 });
 
 for (const [make, name, noWaitWrites] of [
