@@ -36,6 +36,8 @@ export class Flusher {
   #next: Promise<void> | undefined;
   /** Lists of dropped clusters that wait for readers or for the file system. */
   readonly #quarantine = new Set<Promise<void>>();
+  /** The flush that begins next writes refcounts too. */
+  #whole = false;
 
   constructor(state: WriteState) {
     this.#state = state;
@@ -46,8 +48,17 @@ export class Flusher {
     return this.#quarantine.size > 0 || !this.#state.unlinked.empty;
   }
 
-  /** Flushes; callers that come while a flush runs share the next one. */
-  flush(): Promise<void> {
+  /**
+   * Flushes; callers that come while a flush runs share the next one.
+   *
+   * @param postpone leave refcounts in memory, where the dirty bit says that they are (lazy refcounts)
+   */
+  flush(postpone = false): Promise<void> {
+    if (!postpone) this.#whole = true;
+    return this.#flush();
+  }
+
+  #flush(): Promise<void> {
     if (this.#running === undefined) {
       this.#running = this.#once().finally(() => {
         this.#running = undefined;
@@ -58,7 +69,7 @@ export class Flusher {
       .catch(() => undefined)
       .then(() => {
         this.#next = undefined;
-        return this.flush();
+        return this.#flush();
       });
     return this.#next;
   }
@@ -83,8 +94,11 @@ export class Flusher {
 
   #take(): Job {
     const { slices, refcounts, l1 } = this.#state.parts;
+    // New blocks are never postponed: who counts references after a power cut finds a place for each count.
+    const whole = this.#whole || refcounts.tableChanged || this.#state.parts.cache.pinnedFull;
+    this.#whole = false;
     const job: Job = {
-      refcounts: slices.takeDirty('refcount'),
+      refcounts: whole ? slices.takeDirty('refcount') : { slices: [], bytes: [] },
       table: refcounts.takeTable(),
       mappings: slices.takeDirty('mapping'),
       l1: l1.takeDirty(),

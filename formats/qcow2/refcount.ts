@@ -256,6 +256,11 @@ export class Refcounts {
     }
   }
 
+  /** There are blocks that the table in the file does not know, or it has moved. */
+  get tableChanged(): boolean {
+    return this.#moved || this.table.dirty;
+  }
+
   takeTable(): RefcountTableJob {
     const clusters = this.table.byteLength / this.#geometry.clusterSize;
     const changed = this.table.takeDirty();

@@ -4,8 +4,7 @@ import { divideUp } from '../core/units.ts';
 import type { NewSnapshotOptions } from '../image/layer.ts';
 import { clearCopied, restoreCopied, tablesOf } from './copied-flags.ts';
 import { countThroughL1 } from './count-references.ts';
-import { INCOMPATIBLE } from './features.ts';
-import { HEADER_V2, HEADER_V3, MAX_L1_BYTES, type Qcow2Header } from './header.ts';
+import { HEADER_V2, MAX_L1_BYTES, type Qcow2Header } from './header.ts';
 import { COPIED } from './l2.ts';
 import { PointerTable } from './pointer-table.ts';
 import { readBytes } from './refcount.ts';
@@ -30,6 +29,8 @@ export interface SnapshotEditorHost {
   quiet(): Promise<void>;
   /** Changes header fields, durably. After a failure other than a full disk nobody knows what is there: writing stops. */
   switchHeader(change: (view: DataView) => void): Promise<void>;
+  /** Sets or clears the dirty bit, durably, where the version has one: refcounts and COPIED flags may be wrong. */
+  markDirty(dirty: boolean): Promise<void>;
   /** As switchHeader, when the disk has another size then: whatever else depends on that changes at the same time. */
   switchSize(size: number, change: (view: DataView) => void): Promise<void>;
 }
@@ -263,7 +264,7 @@ export class SnapshotEditor {
       throw new ImageError('CORRUPT', 'an L2 table lies on other metadata', { field: 'L1 table', offset: l1.offset });
     }
     await this.#host.quiet();
-    await this.#mark(true);
+    await this.#host.markDirty(true);
     const undo: Undo = [];
     let release: (() => Promise<void>) | undefined;
     try {
@@ -285,7 +286,7 @@ export class SnapshotEditor {
         await release();
       }
       await this.#host.quiet();
-      await this.#mark(false);
+      await this.#host.markDirty(false);
     } catch (error) {
       if (error instanceof LunetteError) return;
       throw error;
@@ -297,16 +298,6 @@ export class SnapshotEditor {
     const { state } = this.#host;
     await this.#host.quiet();
     await state.change(() => restoreCopied(state));
-  }
-
-  /** Sets or clears the dirty bit, durably, where the version has one. */
-  async #mark(dirty: boolean): Promise<void> {
-    if (this.#host.header.geometry.version < 3) return;
-    await this.#host.switchHeader((view) => {
-      const bits = HEADER_V3.fields.incompatibleFeatures.read(view, 72, false);
-      const low = dirty ? bits.low | INCOMPATIBLE.DIRTY : bits.low & ~INCOMPATIBLE.DIRTY;
-      HEADER_V3.write(view, { incompatibleFeatures: { high: bits.high, low: low >>> 0 } });
-    });
   }
 }
 

@@ -11,7 +11,7 @@ import type { CompressedClusters } from './compressed.ts';
 import { makeCompressedReservation } from './compressed-reservation.ts';
 import { type ZeroMode, zeroSlice } from './discard-zero.ts';
 import { CRYPT_NONE } from './encryption.ts';
-import { AUTOCLEAR } from './features.ts';
+import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE } from './features.ts';
 import { Flusher } from './flush.ts';
 import { HEADER_V3, type Qcow2Header } from './header.ts';
 import { HeaderSector } from './header-sector.ts';
@@ -58,9 +58,15 @@ export class Qcow2Writer {
   readonly #warn: (message: string) => void;
   /** Something may have been changed. */
   #begun = false;
+  /** Refcounts may wait in memory until the image is closed. */
+  readonly #lazy: boolean;
+  /** The dirty bit is set, so that they may. */
+  #marked = false;
+  #marking: Promise<void> | undefined;
 
   private constructor(header: Qcow2Header, state: WriteState, parts: Qcow2WriterParts) {
     this.#header = header;
+    this.#lazy = header.geometry.version > 2 && (header.compatibleFeatures.low & COMPATIBLE.LAZY_REFCOUNTS) !== 0;
     this.#warn = parts.warn;
     this.#state = state;
     this.metadata = state.parts.metadata;
@@ -181,7 +187,7 @@ export class Qcow2Writer {
   }
 
   flush(): Promise<void> {
-    return this.#flusher.flush();
+    return this.#flusher.flush(this.#marked);
   }
 
   /** Writes everything back, and waits for space in quarantine: what is left behind has no leaks. */
@@ -195,6 +201,7 @@ export class Qcow2Writer {
     await this.#flusher.settled();
     // Refcounts that were lowered at the end of that flush.
     if (this.#state.stopped === undefined && this.#state.parts.slices.hasDirty('refcount')) await this.#flusher.flush();
+    if (this.#state.stopped === undefined && this.#marked) await this.#markDirty(false);
   }
 
   /**
@@ -215,12 +222,13 @@ export class Qcow2Writer {
       storage: this.#state.parts.storage,
       clusterSize: this.#header.geometry.clusterSize,
       warn: this.#warn,
-      flush: () => this.flush(),
+      flush: () => this.#flusher.flush(),
       sync: () => this.#flusher.sync(),
       quiet: () => this.#quiet(),
       switchHeader: (change: (view: DataView) => void) => this.#switch(() => this.#state.parts.header.update(change)),
       switchSector: (offset: number, bytes: Uint8Array) =>
         this.#switch(() => this.#state.parts.storage.writev(offset, IoVec.of(bytes))),
+      markDirty: (dirty: boolean) => this.#markDirty(dirty),
       switchSize: (size: number, change: (view: DataView) => void) => this.bitmaps.resize(size, change),
       preallocate: (from: number, to: number, mode: Preallocation) => this.preallocate(from, to, mode),
       zeroRange: async (offset: number, length: number, mode: ZeroMode) => {
@@ -254,6 +262,30 @@ export class Qcow2Writer {
     await this.#flusher.sync();
   }
 
+  async #markDirty(dirty: boolean): Promise<void> {
+    if (this.#header.geometry.version < 3) return;
+    this.#marked = false;
+    await this.#switch(() =>
+      this.#state.parts.header.update((view) => {
+        const { high, low } = HEADER_V3.fields.incompatibleFeatures.read(view, 72, false);
+        const bits = dirty ? low | INCOMPATIBLE.DIRTY : low & ~INCOMPATIBLE.DIRTY;
+        HEADER_V3.write(view, { incompatibleFeatures: { high, low: bits >>> 0 } });
+      }),
+    );
+  }
+
+  /** Before refcounts change that may be postponed. */
+  async #beLazy(): Promise<void> {
+    this.#marking ??= this.#markDirty(true)
+      .then(() => {
+        this.#marked = true;
+      })
+      .finally(() => {
+        this.#marking = undefined;
+      });
+    await this.#marking;
+  }
+
   /** @returns false when that cannot be said of part of a compressed cluster: nothing has changed there */
   async #zeroRange(offset: number, length: number, mode: ZeroMode): Promise<boolean> {
     const end = alignUp(offset + length, this.#header.geometry.subclusterSize);
@@ -275,6 +307,7 @@ export class Qcow2Writer {
   async #relieve(): Promise<void> {
     this.#state.check();
     if (this.#state.parts.cache.pinnedFull || this.#state.unlinked.length > MAX_UNLINKED) await this.flush();
+    if (this.#lazy && !this.#marked) await this.#beLazy();
   }
 
   /** Runs a change; when there is no space, once more after freeing what waits to be freed. */

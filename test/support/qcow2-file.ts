@@ -74,6 +74,10 @@ export class Qcow2File {
     this.#view.setBigUint64(at, value);
   }
 
+  get dirty(): boolean {
+    return this.version > 2 && (this.u64(72) & 1n) !== 0n;
+  }
+
   get l1Offset(): number {
     return Number(this.u64(40));
   }
