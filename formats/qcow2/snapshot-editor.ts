@@ -89,6 +89,7 @@ export class SnapshotEditor {
       await batch.raise();
       await this.#host.flush();
       await this.#switchTable(tableAt, this.#table.snapshots.length + 1);
+      state.parts.metadata.add(at, bytes.length);
       return undefined;
     });
     return this.#table.snapshots[this.#table.snapshots.length - 1] as Qcow2Snapshot;

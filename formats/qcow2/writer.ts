@@ -1,5 +1,5 @@
 import type { BlockCache } from '../cache/cache.ts';
-import { codeOf, ImageError, LunetteError } from '../core/errors.ts';
+import { codeOf, type ImageError, LunetteError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
 import { alignUp } from '../core/units.ts';
 import type { CompressedReservation, Reservation, ResizeOptions } from '../image/layer.ts';
@@ -16,7 +16,8 @@ import { Flusher } from './flush.ts';
 import { HEADER_V3, type Qcow2Header } from './header.ts';
 import { HeaderSector } from './header-sector.ts';
 import type { Mapping } from './mapping.ts';
-import { MetadataMap } from './metadata-map.ts';
+import type { MetadataMap } from './metadata-map.ts';
+import { markMetadata } from './metadata-marks.ts';
 import { Mutex } from './mutex.ts';
 import type { PointerTable } from './pointer-table.ts';
 import { type Preallocation, preallocate } from './preallocate.ts';
@@ -84,8 +85,7 @@ export class Qcow2Writer {
     const { storage, header, slices, l1 } = parts;
     const { geometry } = header;
     const table = await Refcounts.loadTable(storage, header);
-    const metadata = markTables(parts, table);
-    const brokenTables = markL2Tables(l1, metadata, geometry.clusterSize);
+    const { metadata, brokenTables } = await markMetadata({ ...parts, refcountTable: table });
     const refcounts = new Refcounts({ storage, slices, geometry, metadata, table });
     const encrypted = header.cryptMethod !== CRYPT_NONE;
     const allocator = new Allocator({ storage, slices, geometry, metadata, refcounts, encrypted });
@@ -321,50 +321,4 @@ export class Qcow2Writer {
       return this.#state.change(act);
     }
   }
-}
-
-/** Marks header, L1 table, refcount structures and snapshot table. @throws {ImageError} CORRUPT where blocks lie on other tables */
-function markTables(parts: Qcow2WriterParts, table: PointerTable): MetadataMap {
-  const { storage, header, l1, snapshotTable } = parts;
-  const { clusterSize } = header.geometry;
-  const metadata = new MetadataMap(clusterSize);
-  const claim = (offset: number, length: number, field: string, at: number): void => {
-    for (let cluster = offset / clusterSize; cluster * clusterSize < offset + length; cluster++) {
-      if (!metadata.has(cluster)) continue;
-      throw new ImageError('CORRUPT', `the ${field} lies on other metadata`, { path: storage.path, field, offset: at });
-    }
-    metadata.add(offset, length);
-  };
-  metadata.add(0, clusterSize);
-  claim(header.refcountTableOffset, table.byteLength, 'refcount table', 48);
-  const { crypto } = header.extensions;
-  if (crypto !== undefined) claim(crypto.offset, crypto.length, 'encryption header', crypto.at);
-  if (l1.byteLength > 0) claim(l1.offset, l1.byteLength, 'L1 table', 40);
-  if (snapshotTable.byteLength > 0) claim(snapshotTable.offset, snapshotTable.byteLength, 'snapshot table', 64);
-  for (let i = 0; i < table.entries; i++) {
-    const block = table.checkedTarget(i);
-    if (block === 0) continue;
-    const at = table.offset + i * 8;
-    if (block >= storage.size) {
-      throw new ImageError('CORRUPT', `refcount block ${i} is outside the file`, {
-        path: storage.path,
-        field: 'refcount table',
-        offset: at,
-      });
-    }
-    claim(block, clusterSize, 'refcount block', at);
-  }
-  return metadata;
-}
-
-/** Marks the active L2 tables. @returns L1 entries that point to what is something else already */
-function markL2Tables(l1: PointerTable, metadata: MetadataMap, clusterSize: number): Set<number> {
-  const broken = new Set<number>();
-  for (let i = 0; i < l1.entries; i++) {
-    const table = l1.target(i);
-    if (table <= 0) continue;
-    if (metadata.has(table / clusterSize) || !Number.isSafeInteger(table + clusterSize)) broken.add(i);
-    else metadata.add(table, clusterSize);
-  }
-  return broken;
 }

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { IoVec } from '../../../../formats/core/iov.ts';
 import { KiB, MiB } from '../../../../formats/core/units.ts';
+import { applySnapshot, createSnapshot, deleteSnapshot } from '../../../../formats/image/snapshots.ts';
 import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import { Qcow2File } from '../../../support/qcow2-file.ts';
 import { createImage, openImage, openLayer, readAll } from '../../../support/qcow2-images.ts';
@@ -47,39 +48,134 @@ const PLANTED: readonly [string, (file: Qcow2File, at: { l2: number; data: numbe
 
 for (const [what, change] of PLANTED) {
   test(`a write that meets ${what} is refused and marks the image corrupt`, async () => {
-    const storage = await damaged(change);
-    const before = new Qcow2File(storage.toBytes());
-    const image = await openImage(storage);
-    await assert.rejects(image.writev(0, IoVec.of(new Uint8Array(CLUSTER).fill(1))), { code: 'CORRUPT' });
-    // It stays stopped.
-    await assert.rejects(image.writev(MiB, IoVec.of(new Uint8Array(10))), { code: 'CORRUPT' });
-    await assert.rejects(image.flush(), { code: 'CORRUPT' });
-    await image.close().catch(() => undefined);
-    const after = new Qcow2File(storage.toBytes());
-    assert.equal(after.u64(72) & CORRUPT_BIT, CORRUPT_BIT);
-    after.setU64(72, before.u64(72));
-    assert.ok(
-      Buffer.compare(after.bytes.subarray(0, before.bytes.length), before.bytes) === 0,
-      'nothing else has changed',
-    );
-    const again = new MemoryStorage({ bytes: storage.toBytes() });
-    await assert.rejects(openLayer(again), { code: 'CORRUPT', field: 'incompatibleFeatures' });
-    const reader = await openLayer(new MemoryStorage({ bytes: storage.toBytes() }), { readOnly: true });
+    await assertStops((await damaged(change)).toBytes());
+  });
+}
+
+/** The first write is refused, and the image is marked and otherwise as it was. */
+async function assertStops(bytes: Uint8Array): Promise<void> {
+  const storage = new MemoryStorage({ bytes });
+  const before = new Qcow2File(storage.toBytes());
+  const image = await openImage(storage);
+  await assert.rejects(image.writev(0, IoVec.of(new Uint8Array(CLUSTER).fill(1))), { code: 'CORRUPT' });
+  // It stays stopped.
+  await assert.rejects(image.writev(MiB, IoVec.of(new Uint8Array(10))), { code: 'CORRUPT' });
+  await assert.rejects(image.flush(), { code: 'CORRUPT' });
+  await image.close().catch(() => undefined);
+  const after = new Qcow2File(storage.toBytes());
+  assert.equal(after.u64(72) & CORRUPT_BIT, CORRUPT_BIT);
+  after.setU64(72, before.u64(72));
+  assert.ok(
+    Buffer.compare(after.bytes.subarray(0, before.bytes.length), before.bytes) === 0,
+    'nothing else has changed',
+  );
+  const again = new MemoryStorage({ bytes: storage.toBytes() });
+  await assert.rejects(openLayer(again), { code: 'CORRUPT', field: 'incompatibleFeatures' });
+  const reader = await openLayer(new MemoryStorage({ bytes: storage.toBytes() }), { readOnly: true });
+  await reader.close();
+}
+
+/** Places of a snapshot's tables, which the disk does not use any more. */
+function inactive(file: Qcow2File): { l1: number; l2: number } {
+  const l1 = file.l1Tables()[1]?.at as number;
+  return { l1, l2: Number(file.u64(l1) & 0x00fffffffffffe00n) };
+}
+
+const WITH_SNAPSHOT: readonly [string, (file: Qcow2File, at: { l2: number; data: number }) => void][] = [
+  ["a data cluster on a snapshot's L1 table", (file, { l2 }) => file.setU64(l2, COPIED | BigInt(inactive(file).l1))],
+  ["a data cluster on a snapshot's L2 table", (file, { l2 }) => file.setU64(l2, COPIED | BigInt(inactive(file).l2))],
+  [
+    "a compressed cluster on a snapshot's L2 table",
+    (file, { l2 }) => file.setU64(l2, (1n << 62n) | BigInt(inactive(file).l2)),
+  ],
+  ["an L2 table on a snapshot's L1 table", (file) => file.setU64(file.l1Offset, COPIED | BigInt(inactive(file).l1))],
+  ['a data cluster on the snapshot table', (file, { l2 }) => file.setU64(l2, COPIED | file.u64(64))],
+  [
+    "a free cluster that holds a snapshot's L1 table",
+    (file, { l2 }) => {
+      for (let cluster = 0; cluster < 64; cluster++) if (file.refcount(cluster) === 0) file.setRefcount(cluster, 1);
+      file.setRefcount(inactive(file).l1 / CLUSTER, 0);
+      file.setU64(l2, 0n);
+    },
+  ],
+  [
+    "a free cluster that holds a snapshot's L2 table",
+    (file, { l2 }) => {
+      for (let cluster = 0; cluster < 64; cluster++) if (file.refcount(cluster) === 0) file.setRefcount(cluster, 1);
+      file.setRefcount(inactive(file).l2 / CLUSTER, 0);
+      file.setU64(l2, 0n);
+    },
+  ],
+];
+
+/** An image whose L2 table is not its snapshot's any more. */
+async function withSnapshot(): Promise<MemoryStorage> {
+  const storage = await createImage({ size: 8 * MiB });
+  const image = await openImage(storage);
+  await image.writev(0, IoVec.of(new Uint8Array(4 * CLUSTER).fill(0xaa)));
+  await createSnapshot(image, 'one');
+  await image.writev(0, IoVec.of(new Uint8Array(4 * CLUSTER).fill(0xbb)));
+  await image.close();
+  return storage;
+}
+
+for (const [what, change] of WITH_SNAPSHOT) {
+  test(`a write that meets ${what} is refused and marks the image corrupt, and the snapshot stays`, async () => {
+    const file = new Qcow2File((await withSnapshot()).toBytes());
+    const l2 = Number(file.u64(file.l1Offset) & 0x00fffffffffffe00n);
+    change(file, { l2, data: 0 });
+    await assertStops(file.bytes);
+    const reader = await openImage(new MemoryStorage({ bytes: file.bytes }), { readOnly: true, snapshot: 'one' });
+    assert.ok((await readAll(reader)).subarray(0, 4 * CLUSTER).every((byte) => byte === 0xaa));
     await reader.close();
   });
 }
+
+test('a write that meets subclusters that are zeros and data is refused and marks the image corrupt', async () => {
+  for (const [high, low] of [
+    [1, 1],
+    [0x80000000, 0xffffffff],
+  ] as const) {
+    const storage = await createImage({ size: 8 * MiB, extendedL2: true });
+    const image = await openImage(storage);
+    await image.writev(0, IoVec.of(new Uint8Array(4 * CLUSTER).fill(0xaa)));
+    await image.close();
+    const file = new Qcow2File(storage.toBytes());
+    const l2 = Number(file.u64(file.l1Offset) & 0x00fffffffffffe00n);
+    file.setU32(l2 + 8, high);
+    file.setU32(l2 + 12, low);
+    await assertStops(file.bytes);
+  }
+});
+
+test('what snapshots leave behind can be used again, while their tables come and go', async () => {
+  const storage = await withSnapshot();
+  const image = await openImage(storage);
+  for (let i = 0; i < 20; i++) {
+    await createSnapshot(image, `taken ${i}`);
+    await image.writev((i % 7) * CLUSTER, IoVec.of(new Uint8Array(2 * CLUSTER).fill(i)));
+    if (i % 3 === 2) await applySnapshot(image, { name: `taken ${i - 1}` });
+    if (i % 2 === 1) await deleteSnapshot(image, { name: `taken ${i - 1}` });
+  }
+  await deleteSnapshot(image, { name: 'one' });
+  await image.writev(0, IoVec.of(new Uint8Array(100 * CLUSTER).fill(7)));
+  await image.close();
+  const { corruptions, leaks } = new Qcow2File(storage.toBytes()).inspect();
+  assert.deepEqual([corruptions, leaks], [[], []]);
+  assert.equal(new Qcow2File(storage.toBytes()).u64(72) & CORRUPT_BIT, 0n);
+});
 
 for (const [what, change] of [
   ['a misaligned data cluster', (file, { l2, data }) => file.setU64(l2, COPIED | BigInt(data + 512))],
   ['a misaligned L2 table', (file, { l2 }) => file.setU64(file.l1Offset, COPIED | BigInt(l2 + 512))],
 ] as typeof PLANTED) {
-  test(`a write or discard that meets ${what} is refused, and the discard marks the image corrupt`, async () => {
+  test(`a write or discard that meets ${what} is refused and marks the image corrupt`, async () => {
     const storage = await damaged(change);
     const image = await openImage(storage);
-    await assert.rejects(image.writev(0, IoVec.of(new Uint8Array(CLUSTER).fill(1))), { code: 'CORRUPT' });
     await assert.rejects(image.discard(0, CLUSTER), { code: 'CORRUPT' });
     await image.close().catch(() => undefined);
     assert.equal(new Qcow2File(storage.toBytes()).u64(72) & CORRUPT_BIT, CORRUPT_BIT);
+    await assertStops((await damaged(change)).toBytes());
   });
 }
 
