@@ -36,6 +36,13 @@ export interface ConvertOptions
   readonly values?: Readonly<Record<string, unknown>> | undefined;
   /** The image that the new one stands on: clusters that it shows already are left to it. */
   readonly backing?: { readonly reference: string; readonly format?: string | undefined } | undefined;
+  /**
+   * With backing: the source once more, mapped so that `unchanged` knows the extents that the backing file holds as they are. Default: those
+   * in files that both stand on are known.
+   */
+  readonly part?:
+    | { readonly source: DiskSource; readonly unchanged: NonNullable<CopyOptions['unchanged']> }
+    | undefined;
   readonly compress?: boolean | undefined;
   /** Make the new image durable before it gets its name. Default true. */
   readonly sync?: boolean | undefined;
@@ -155,11 +162,12 @@ async function writeImage(
       }
       encoder = new WorkerEncoder(image.compression);
     }
-    await copyDisk(source, image, {
+    await copyDisk(options.part?.source ?? source, image, {
       ...options,
       targetIsZero: backing === undefined,
       overBacking: backing !== undefined,
-      unchanged: backing === undefined ? undefined : unchangedBelow(options.sources, image),
+      unchanged:
+        backing === undefined ? undefined : (options.part?.unchanged ?? unchangedBelow(options.sources, image)),
       encoder,
       clone: options.clone !== false && checksum === undefined,
       observe: checksum === undefined ? undefined : (offset, bytes) => checksum.update(offset, bytes),

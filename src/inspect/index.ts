@@ -6,8 +6,9 @@ export { ALLOCATION_KINDS, type Allocation, type AllocationKind, mapAllocation }
 export { renderAllocationSvg } from './allocation-picture.ts';
 export { type ChainFile, describeFiles } from './chain.ts';
 export { type DiffOptions, type DiffState, diffStates } from './diff.ts';
-export { type InspectedFile, type InspectOptions, inspectFile } from './inspect-file.ts';
+export { type InspectedFile, type InspectOptions, inspectFile, requireInternalSnapshots } from './inspect-file.ts';
 export { findMachine, flatSnapshots, isSettings, type Machine, type MachineSnapshot } from './machine.ts';
+export { OnlyDifferences } from './only-differences.ts';
 export { type ChangeStrip, collectReport, type Report, type ReportOptions } from './report.ts';
 export { renderAllocationPage, renderReport } from './report-page.ts';
 export { fittingSnapshots, type SelectBy, selectSnapshot } from './select-snapshot.ts';

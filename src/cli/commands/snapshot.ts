@@ -4,6 +4,7 @@ import type { CliContext } from '../context.ts';
 import {
   allowAnyOption,
   allowOption,
+  collect,
   forceShareOption,
   formatOption,
   ignoreCidOption,
@@ -157,6 +158,31 @@ export function registerSnapshot(program: Command, context: CliContext): void {
     .action(async (image: string, name: string, _own: SnapshotOptions, command: Command) => {
       const { runCreate } = await import('../run-snapshot.ts');
       await runCreate(context, image, name, command.optsWithGlobals<SnapshotOptions>());
+    });
+
+  selectable(group.command('export'))
+    .summary('write one into an image of its own')
+    .description(
+      'Writes the disk as a snapshot holds it into a new image. With --since only what it changed since another one, as an overlay over an image that holds that one.',
+    )
+    .argument('<image>', 'path')
+    .argument('<snapshot>', 'id or name')
+    .argument('<target>', 'the new image')
+    .option('-O, --output-format <fmt>', 'format of the new image', 'qcow2')
+    .option('-o, --options <key=value>', 'options of the format, as lunette create has them (repeatable)', collect)
+    .option('--compress', 'store it compressed')
+    .option('--since <snapshot>', 'write an overlay that holds what changed since this one')
+    .option('-b, --backing <file>', 'with --since: the image that holds the other snapshot')
+    .option('-F, --backing-format <fmt>', 'the format of -b')
+    .option('--verify', 'read the new image back and compare, before it gets its name')
+    .addOption(progressOption())
+    .addHelpText(
+      'after',
+      '\nExamples:\n  lunette snapshot export disk.qcow2 monday monday.qcow2\n  lunette snapshot export -O raw -p disk.qcow2 monday /dev/shm/monday.raw\n  lunette snapshot export disk.qcow2 tuesday --since monday -b monday.qcow2 tuesday.qcow2\n',
+    )
+    .action(async (image: string, snapshot: string, target: string, _own: SnapshotOptions, command: Command) => {
+      const { runSnapshotExport } = await import('../run-snapshot-export.ts');
+      await runSnapshotExport(context, image, snapshot, target, command.optsWithGlobals());
     });
 
   group
