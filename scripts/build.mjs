@@ -1,8 +1,9 @@
 /** Compiles formats/ and src/ into dist/, which is emptied first: a file that was renamed must not live on in a package. */
 
 import { spawnSync } from 'node:child_process';
-import { chmodSync, existsSync, rmSync } from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -23,3 +24,20 @@ rmSync(`${root}dist`, { recursive: true, force: true });
 const done = spawnSync(process.execPath, [tsc, '-p', root], { stdio: 'inherit' });
 if (done.status !== 0) process.exit(done.status ?? 1);
 chmodSync(program, 0o755);
+
+// The manual page and completions come from the commands themselves.
+const printed = [
+  ['man/lunette.1', 'man'],
+  ['completion/lunette.bash', 'completion', 'bash'],
+  ['completion/_lunette', 'completion', 'zsh'],
+  ['completion/lunette.fish', 'completion', 'fish'],
+];
+for (const [file, ...args] of printed) {
+  const { status, stdout, stderr } = spawnSync(process.execPath, [program, ...args], { encoding: 'utf8' });
+  if (status !== 0) {
+    console.error(`lunette ${args.join(' ')}: ${stderr}`);
+    process.exit(1);
+  }
+  mkdirSync(dirname(`${root}dist/${file}`), { recursive: true });
+  writeFileSync(`${root}dist/${file}`, stdout);
+}

@@ -5,6 +5,7 @@ import { registerBitmap } from './commands/bitmap.ts';
 import { registerCheck } from './commands/check.ts';
 import { registerChecksum } from './commands/checksum.ts';
 import { registerCompare } from './commands/compare.ts';
+import { registerCompletion } from './commands/completion.ts';
 import { registerConvert } from './commands/convert.ts';
 import { registerCreate } from './commands/create.ts';
 import { registerDaemon } from './commands/daemon.ts';
@@ -60,6 +61,7 @@ export function createProgram(context: CliContext): Command {
   registerBitmap(program, context);
   registerDaemon(program, context);
   registerDoctor(program, context);
+  registerCompletion(program, context, version());
   for (const command of program.commands) {
     command.copyInheritedSettings(program).configureHelp({ showGlobalOptions: true });
   }

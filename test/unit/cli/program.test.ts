@@ -1,6 +1,9 @@
 import assert from 'node:assert/strict';
 import { readFile, truncate } from 'node:fs/promises';
 import { test } from 'node:test';
+import type { Command } from 'commander';
+import { processContext } from '../../../src/cli/context.ts';
+import { createProgram } from '../../../src/cli/program.ts';
 import { cli } from '../../support/cli.ts';
 import { type Cleanup, temporaryFile } from '../../support/temporary.ts';
 
@@ -22,13 +25,22 @@ test('without a command the help goes to stderr and the status is 2', async () =
   assert.match(stderr, /^Usage: lunette/);
 });
 
+/** The words of every command, groups and what is in them. */
+function allCommands(command: Command, above: readonly string[] = []): string[][] {
+  return command.commands.flatMap((each) => {
+    const words = [...above, each.name()];
+    return [words, ...allCommands(each, words)];
+  });
+}
+
 test('every command has a help with examples, on stdout, with the global options', async () => {
-  for (const command of ['export', 'info', 'check', 'doctor']) {
-    const { status, stdout, stderr } = await cli(command, '--help');
-    assert.equal(status, 0);
-    assert.equal(stderr, '');
-    assert.match(stdout, /^Examples:\n {2}lunette /m);
-    assert.match(stdout, /--quiet/);
+  for (const words of allCommands(createProgram(processContext()))) {
+    const command = words.join(' ');
+    const { status, stdout, stderr } = await cli(...words, '--help');
+    assert.equal(status, 0, command);
+    assert.equal(stderr, '', command);
+    assert.match(stdout, /^Examples:\n {2}lunette /m, command);
+    assert.match(stdout, /--quiet/, command);
   }
 });
 
