@@ -143,7 +143,6 @@ export class BitmapModel {
    * @returns what is wrong
    */
   judge(file: Qcow2File, at: number, found: Uint8Array, clean = false): string[] {
-    const size = found.length;
     const wrong: string[] = [];
     const listed = new Map(file.bitmaps().map((bitmap) => [bitmap.name, bitmap]));
     for (const [name, bitmap] of this.bitmaps) {
