@@ -72,6 +72,7 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
     'formats/registry',
     'formats/driver',
     'formats/raw',
+    'formats/luks',
     'formats/qcow2',
     'formats/vmdk',
     'formats/vdi',
