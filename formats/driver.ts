@@ -46,6 +46,8 @@ export interface LayerOpenOptions {
   readonly member?: string | undefined;
   /** Open for writing although other images stand on this one. */
   readonly force?: boolean | undefined;
+  /** Formats that allocate: discarded clusters keep their place in the file, which then is not scattered by use. Default false. */
+  readonly discardNoUnref?: boolean | undefined;
   /** Describe only: do not open further files (data files) and do not refuse features that only matter for reading data. */
   readonly metadataOnly?: boolean | undefined;
   readonly context: LayerContext;

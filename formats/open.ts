@@ -1,6 +1,8 @@
+import { existsSync } from 'node:fs';
+import { isAbsolute, resolve } from 'node:path';
 import { SharedBlockCache } from './cache/block-cache.ts';
 import type { BlockCache } from './cache/cache.ts';
-import { ImageError, LunetteError } from './core/errors.ts';
+import { codeOf, ImageError, LunetteError } from './core/errors.ts';
 import { MiB } from './core/units.ts';
 import type { FormatDriver, LayerContext, LayerOpenOptions, Secrets } from './driver.ts';
 import { ChainImage } from './image/chain.ts';
@@ -23,6 +25,8 @@ export interface ImageHostOptions {
   /** Judges files that images name. Default: an image's own directory and below, and its backing files' in turn. */
   gate?: OpenGate;
   warn?: (message: string, path: string) => void;
+  /** Where relative names of data files are looked for in the second place: QEMU looks nowhere else. Default: nowhere. */
+  workingDirectory?: string;
   /** For opens that bring none of their own. */
   secrets?: Secrets;
   drivers?: readonly FormatDriver[];
@@ -50,6 +54,8 @@ export interface OpenImageOptions {
   ignoreCid?: boolean | undefined;
   /** Which file of an archive (OVA) to open. Default: the only disk in it. */
   member?: string | undefined;
+  /** Discarded clusters (qcow2) keep their place in the file, which then is not scattered by use; their space goes back all the same. */
+  discardNoUnref?: boolean | undefined;
   /** Open for writing although other images stand on this one. */
   force?: boolean | undefined;
   /** Passphrases of encrypted files in the chain. Default: the host's. */
@@ -73,6 +79,7 @@ export class ImageHost {
   readonly #openStorage: StorageOpener;
   readonly #gate: OpenGate;
   readonly #warn: (message: string, path: string) => void;
+  readonly #workingDirectory: string | undefined;
   readonly #drivers: readonly FormatDriver[];
   readonly #secrets: Secrets | undefined;
   /** Storage ids open for writing, with the path they were opened by. */
@@ -89,6 +96,7 @@ export class ImageHost {
     this.#openStorage = options.openStorage ?? openFileStorage;
     this.#gate = options.gate ?? new DirectoryGate({ ownDirectory: true });
     this.#warn = options.warn ?? (() => undefined);
+    this.#workingDirectory = options.workingDirectory;
     this.#drivers = options.drivers ?? DRIVERS;
     this.#secrets = options.secrets;
   }
@@ -154,14 +162,14 @@ export class ImageHost {
 
   async #openTop(path: string, readOnly: boolean, shared: boolean, options: OpenImageOptions): Promise<Layer> {
     const mode = shared ? 'shared' : readOnly ? 'read' : 'write';
-    const { snapshot, strict, force, member } = options;
+    const { snapshot, strict, force, member, discardNoUnref } = options;
     const view = snapshot === undefined || shared ? undefined : await this.#viewOf(path, snapshot);
     if (view !== undefined) return view;
     const storage = await this.#openFile(path, readOnly, mode);
     const layer = await this.#openDriver(
       storage,
       options.format,
-      { readOnly, snapshot, strict, force, member, secrets: options.secrets ?? this.#secrets },
+      { readOnly, snapshot, strict, force, member, discardNoUnref, secrets: options.secrets ?? this.#secrets },
       mode,
     );
     if (!readOnly) this.#live.set(storage.id, layer);
@@ -260,8 +268,17 @@ export class ImageHost {
     return {
       cache: this.cache,
       openReferenced: async (reference, from, kind, { readOnly }) => {
-        const path = this.#resolve(reference, from, kind);
-        return this.#openFile(path, readOnly, !readOnly ? 'write' : mode === 'write' ? 'read' : mode);
+        const lock = !readOnly ? 'write' : mode === 'write' ? 'read' : mode;
+        const place = this.#resolve(reference, from, kind);
+        try {
+          return await this.#openFile(place, readOnly, lock);
+        } catch (error) {
+          const missing = kind === 'data file' && codeOf(error) === 'NOT_FOUND';
+          const other = missing ? this.#elsewhere(reference, from) : undefined;
+          if (other === undefined) throw error;
+          this.#warn(`its data file ${place} is not there: ${other} is taken, as QEMU would from here`, from.path);
+          return this.#openFile(other, readOnly, lock);
+        }
       },
       warn: (message, from) => {
         if (strict) throw new ImageError('CORRUPT', message, { path: from.path });
@@ -373,6 +390,15 @@ export class ImageHost {
       { readOnly: true, strict: options.strict, secrets: options.secrets ?? this.#secrets },
       mode,
     );
+  }
+
+  /** Where a data file with a relative name is if it is in the working directory. */
+  #elsewhere(reference: string, from: Storage): string | undefined {
+    if (this.#workingDirectory === undefined || isAbsolute(reference)) return undefined;
+    const other = resolve(this.#workingDirectory, reference);
+    if (!existsSync(other)) return undefined;
+    this.#gate.admit(other, from.path, 'data file');
+    return other;
   }
 
   /** The path of a file that an image names, once the gate has let it through. */

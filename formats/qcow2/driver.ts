@@ -194,5 +194,11 @@ async function openWriter(parts: {
   options: LayerOpenOptions;
 }): Promise<Qcow2Writer> {
   const { context } = parts.options;
-  return Qcow2Writer.open({ ...parts, cache: context.cache, warn: (message) => context.warn(message, parts.storage) });
+  const { discardNoUnref } = parts.options;
+  return Qcow2Writer.open({
+    discardNoUnref,
+    ...parts,
+    cache: context.cache,
+    warn: (message) => context.warn(message, parts.storage),
+  });
 }

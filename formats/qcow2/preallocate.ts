@@ -73,7 +73,7 @@ async function preallocateSlice(
       let wanted = 1;
       while (guest + wanted * clusterSize < stop && free(guest + wanted * clusterSize)) wanted++;
       const run = state.external
-        ? { first: guest / clusterSize, count: wanted, fresh: dataStorage.growsZeroed }
+        ? { first: guest / clusterSize, count: wanted, fresh: dataStorage.growsZeroed && payload === dataStorage }
         : await allocator.allocate(wanted);
       const offset = run.first * clusterSize;
       const length = run.count * clusterSize;

@@ -82,9 +82,9 @@ export async function resizeDisk(
  * @param shown all of the new space will be seen as it is, not only the rest of the cluster that the old end cuts
  */
 async function growDataFile(host: ResizeHost, from: number, to: number, shown: boolean): Promise<void> {
-  const { dataStorage, geometry } = host.state.parts;
+  const { dataStorage, payload, geometry } = host.state.parts;
   const end = Math.min(to, dataStorage.size, shown ? to : alignUp(from, geometry.clusterSize));
-  if (end > from) await zeroFill(dataStorage, from, end - from);
+  if (end > from) await zeroFill(payload, from, end - from);
   if (dataStorage.size >= to) return;
   if (!dataStorage.growsZeroed) {
     throw new ImageError('TOO_LARGE', `the device with its data is smaller than ${to} bytes`, {

@@ -28,6 +28,7 @@ import { resizeDisk } from './resize.ts';
 import type { SliceCache } from './slices.ts';
 import type { SnapshotTable } from './snapshot.ts';
 import { SnapshotEditor } from './snapshot-editor.ts';
+import { Unlinked } from './unlinked.ts';
 import { WriteState } from './write-state.ts';
 
 /** Runs of dropped clusters after which a long discard flushes: what bounds its memory. */
@@ -46,6 +47,8 @@ export interface Qcow2WriterParts {
   readonly leases: LeaseBook;
   readonly cache: BlockCache;
   readonly warn: (message: string) => void;
+  /** Discards keep clusters in their place, which keeps the file from being scattered. Default false. */
+  readonly discardNoUnref?: boolean | undefined;
 }
 
 /** Everything that changes a qcow2 file: the write half of a layer. */
@@ -57,6 +60,8 @@ export class Qcow2Writer {
   readonly #state: WriteState;
   readonly #flusher: Flusher;
   readonly #warn: (message: string) => void;
+  /** What is discarded keeps its host cluster. */
+  readonly #keepsClusters: boolean;
   /** Something may have been changed. */
   #begun = false;
   /** Refcounts may wait in memory until the image is closed. */
@@ -69,6 +74,7 @@ export class Qcow2Writer {
     this.#header = header;
     this.#lazy = header.geometry.version > 2 && (header.compatibleFeatures.low & COMPATIBLE.LAZY_REFCOUNTS) !== 0;
     this.#warn = parts.warn;
+    this.#keepsClusters = parts.discardNoUnref ?? false;
     this.#state = state;
     this.metadata = state.parts.metadata;
     this.#flusher = new Flusher(state);
@@ -157,6 +163,7 @@ export class Qcow2Writer {
     // Only there: a zero flag that a power cut brings back would hide what was written to the data file since.
     if (rawData) return dataStorage.writeZeroes(offset, length, unmap);
     if (this.#header.geometry.version === 2) return unmap && this.release(offset, length);
+    if (unmap && this.#keepsClusters) return this.#zeroInPlace(offset, length);
     return this.#zeroRange(offset, length, unmap ? 'unmap' : 'keep');
   }
 
@@ -164,7 +171,7 @@ export class Qcow2Writer {
   async release(offset: number, length: number): Promise<boolean> {
     const { rawData, hasParent } = this.#state.parts;
     if (rawData) return this.zero(offset, length, true);
-    if (this.#header.geometry.version > 2) return this.#zeroRange(offset, length, 'unmap');
+    if (this.#header.geometry.version > 2) return this.zero(offset, length, true);
     return !hasParent && this.#zeroRange(offset, length, 'deallocate');
   }
 
@@ -287,20 +294,33 @@ export class Qcow2Writer {
   }
 
   /** @returns false when that cannot be said of part of a compressed cluster: nothing has changed there */
-  async #zeroRange(offset: number, length: number, mode: ZeroMode): Promise<boolean> {
+  async #zeroRange(offset: number, length: number, mode: ZeroMode, kept?: Unlinked): Promise<boolean> {
     const end = alignUp(offset + length, this.#header.geometry.subclusterSize);
     for (let at = offset; at < end; ) {
       await this.#relieve();
       const start = at;
-      at = await this.#retried(() => zeroSlice(this.#state, { start, end, mode }));
+      at = await this.#retried(() => zeroSlice(this.#state, { start, end, mode, kept }));
       if (at < 0) return false;
     }
     // Nobody else can get the space of an external data file: it is given back now, before anything new is written there. As zeros, which
     // is what a power cut may show through the entries of before.
-    const { dataStorage } = this.#state.parts;
-    if (this.#state.external && mode === 'unmap')
-      await dataStorage.writeZeroes(offset, length, true).catch(() => false);
+    if (this.#state.external && mode === 'unmap') await this.#punch(offset, length);
     return true;
+  }
+
+  /** Zeroes a range whose clusters keep their place in the file, but not the space. */
+  async #zeroInPlace(offset: number, length: number): Promise<boolean> {
+    const kept = new Unlinked();
+    const done = await this.#zeroRange(offset, length, 'keep', kept);
+    const { clusterSize } = this.#header.geometry;
+    for (const { first, count } of kept.sorted()) await this.#punch(first * clusterSize, count * clusterSize);
+    return done;
+  }
+
+  /** Gives back the space of clusters that read as zeros, as zeros. Where data is encrypted zeros would be noise until that is durable. */
+  async #punch(offset: number, length: number): Promise<void> {
+    const { dataStorage, payload } = this.#state.parts;
+    if (payload === dataStorage) await dataStorage.writeZeroes(offset, length, true).catch(() => false);
   }
 
   /** Before more becomes dirty: writes back when there is too much already. */

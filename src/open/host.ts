@@ -30,6 +30,7 @@ export function createHost(options: HostOptions = {}): ImageHost {
     cache: new SharedBlockCache(options.cacheBytes ?? DEFAULT_CACHE_BYTES),
     openStorage: options.warn === undefined ? openStorage : openerThatWarns(options.warn),
     gate: createGate(options),
+    workingDirectory: process.cwd(),
     secrets: secretsOf(options.secretFile),
     ...(options.warn === undefined ? {} : { warn: options.warn }),
   });

@@ -37,9 +37,10 @@ async function openWith(
   dataFile?: Storage,
 ): Promise<ChainImage> {
   const cache = new SharedBlockCache(random.pick([0, 50_000, 1_000_000]));
-  if (workload.parentBytes === undefined) return openImage(storage, { cache, dataFile });
+  const discardNoUnref = random.chance(0.2);
+  if (workload.parentBytes === undefined) return openImage(storage, { cache, dataFile, discardNoUnref });
   const parent = await openLayer(new MemoryStorage({ bytes: workload.parentBytes }), { readOnly: true });
-  return openImage(storage, { cache, parents: [parent], dataFile });
+  return openImage(storage, { cache, parents: [parent], dataFile, discardNoUnref });
 }
 
 /** An image whose refcount table is nearly full: it moves while the image is written. */

@@ -18,6 +18,7 @@ export interface OpenOptions {
   readonly metadataOnly?: boolean;
   readonly strict?: boolean;
   readonly cache?: BlockCache;
+  readonly discardNoUnref?: boolean;
   readonly warnings?: string[];
   /** The external data file, whatever name the image has for it. It outlives the image. */
   readonly dataFile?: Storage | undefined;
@@ -46,6 +47,7 @@ export function openLayer(storage: Storage, options: OpenOptions = {}): Promise<
     snapshot: options.snapshot,
     metadataOnly: options.metadataOnly,
     strict: options.strict,
+    discardNoUnref: options.discardNoUnref,
     secrets: async () => (options.secret === undefined ? [] : [options.secret]),
     context: contextFor(options),
   });
