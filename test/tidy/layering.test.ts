@@ -66,6 +66,7 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
   ],
   // The library's public face names what is in all rooms.
   'formats/index': [
+    'formats/luks',
     'formats/check',
     'formats/create',
     'formats/open',
