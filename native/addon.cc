@@ -57,6 +57,7 @@ static Napi::Object Init(Napi::Env env, Napi::Object exports) {
   lunette::RegisterBytes(env, exports);
   lunette::RegisterFiles(env, exports);
   lunette::RegisterIoQueue(env, exports);
+  lunette::RegisterStream(env, exports);
   lunette::RegisterSystem(env, exports);
 #if defined(__linux__)
   lunette::RegisterUio(env, exports);

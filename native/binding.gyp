@@ -10,6 +10,7 @@
         "glue_bytes.cc",
         "glue_files.cc",
         "glue_io_queue.cc",
+        "glue_stream.cc",
         "glue_system.cc",
         "io_queue.cc",
         "locks.cc",

@@ -26,6 +26,7 @@ Napi::Value NumberOrThrow(Napi::Env env, int64_t result, const char* syscall);
 void RegisterBytes(Napi::Env env, Napi::Object exports);
 void RegisterFiles(Napi::Env env, Napi::Object exports);
 void RegisterIoQueue(Napi::Env env, Napi::Object exports);
+void RegisterStream(Napi::Env env, Napi::Object exports);
 void RegisterSystem(Napi::Env env, Napi::Object exports);
 // Linux only.
 void RegisterUio(Napi::Env env, Napi::Object exports);

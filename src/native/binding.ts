@@ -25,6 +25,9 @@ export interface NetlinkMessage {
   readonly message: Buffer;
 }
 
+/** A connected socket of the addon: see SocketStream. */
+export type StreamHandle = { readonly __stream: unique symbol };
+
 /** Codes of the queue's operations, by name. */
 export interface QueueOperations {
   readonly read: number;
@@ -103,6 +106,19 @@ export interface NativeBinding {
   netlinkAnswerMissed(socket: NetlinkHandle, event: number, deviceId: number, status: number): number;
   netlinkSetFeatures(socket: NetlinkHandle, answers: boolean): number;
   netlinkClose(socket: NetlinkHandle): void;
+
+  /** Address and length of each segment of the next streamWrite. */
+  readonly streamWords?: Float64Array<ArrayBuffer>;
+  /** The event that says that more can be written. */
+  readonly streamWritable: number;
+  /** A stream on a duplicate of the descriptor. Events: bytes read into the buffer, 0 at the end, a negative errno, streamWritable. */
+  streamOpen(fd: number, buffer: Uint8Array, onEvent: (event: number) => void): StreamHandle;
+  streamWatch(stream: StreamHandle, readable: boolean, writable: boolean): void;
+  /** @returns bytes written, or a negative errno */
+  streamWrite(stream: StreamHandle, segments: number): number;
+  /** Nothing more is written: the other side sees the end. */
+  streamShutdown(stream: StreamHandle): void;
+  streamClose(stream: StreamHandle): void;
 
   isZero(memory: Uint8Array, offset: number, length: number): boolean;
   crc32c(memory: Uint8Array, offset: number, length: number, crc: number): number;

@@ -1,16 +1,16 @@
 /** Where memory is, for native code that reads and writes it by address. */
 
-import { requireNative } from './binding.ts';
+import { native, requireNative } from './binding.ts';
 
 // Only what was registered: a WeakMap entry costs more than asking once.
 const addresses = new WeakMap<Uint8Array, number>();
 
 /**
- * Remembers the address of memory that is used again and again (a pool's buffers), which makes each later use cheaper.
+ * Remembers the address of memory that is used again and again (a pool's buffers), which makes each later use cheaper. Nothing without the addon.
  * The memory must not be transferred to another thread while native code may use it.
  */
 export function registerMemory(memory: Uint8Array): void {
-  addresses.set(memory, requireNative().addressOf(memory));
+  if (native !== undefined) addresses.set(memory, native.addressOf(memory));
 }
 
 /** The address of a view's first byte. Valid while somebody holds the view. */

@@ -1,6 +1,8 @@
 import { ProtocolError } from '../../formats/core/errors.ts';
+import type { Edge } from '../edge/connection.ts';
+import type { TickingEndpoint } from '../edge/listener.ts';
 import { CHUNK_SIZE, type ChunkPool, ChunkShare } from '../wire/chunk-pool.ts';
-import { type Batch, type BatchSink, Output } from '../wire/output.ts';
+import { type Batch, Output } from '../wire/output.ts';
 import { type Agreement, type HandshakeEdge, type HandshakeHost, ServerHandshake, serverHello } from './handshake.ts';
 import { Transmission } from './transmission.ts';
 
@@ -11,28 +13,16 @@ export interface EndpointHost extends HandshakeHost {
   started(endpoint: Endpoint): void;
 }
 
-/** What the endpoint asks of the socket's side. */
-export interface Edge extends BatchSink {
-  /** No more receive() until resume(). */
-  pause(): void;
-  resume(): void;
-  /** Call wakeUp() soon, once for all that happens until then. */
-  wake(): void;
-  /** What was written is the end of what is sent in the clear; says encrypted() when TLS is up. */
-  startTls(): void;
-  /** Close the connection: at once, or when all that was written is sent. */
-  close(reason: string, graceful: boolean): void;
-}
-
 /**
  * The server's end of one connection, from the first byte to the last, without a socket: negotiation, then transmission. Never
  * throws for what a client sends: the connection is closed instead.
  */
-export class Endpoint implements HandshakeEdge {
+export class Endpoint implements HandshakeEdge, TickingEndpoint {
   /** Once an export is chosen. */
   transmission: Transmission | undefined;
   readonly #host: EndpointHost;
   readonly #edge: Edge;
+  readonly #secure: () => void;
   readonly #share: ChunkShare;
   readonly #output: Output;
   readonly #handshake: ServerHandshake;
@@ -49,9 +39,11 @@ export class Endpoint implements HandshakeEdge {
   #lastSent = 0;
   #progressMs: number | undefined;
 
-  constructor(host: EndpointHost, edge: Edge) {
+  /** @param secure what was written is the end of what is sent in the clear: says encrypted() when TLS is up */
+  constructor(host: EndpointHost, edge: Edge, secure: () => void) {
     this.#host = host;
     this.#edge = edge;
+    this.#secure = secure;
     this.#share = new ChunkShare(host.pool, host.limits.connectionMemory);
     this.#output = new Output(this.#share, { write: (batch: Batch) => this.#write(batch) });
     this.#output.onTaken = () => this.#taken();
@@ -62,13 +54,18 @@ export class Endpoint implements HandshakeEdge {
     return this.#closed;
   }
 
+  /** Negotiation is over, and TLS with it. */
+  get settled(): boolean {
+    return this.transmission !== undefined;
+  }
+
   /** Sends the server's first words. */
   begin(): void {
     this.send(serverHello());
     this.flush();
   }
 
-  /** Takes bytes of the client, cut anywhere. They are kept while they have to wait: the chunk is the endpoint's from now on. */
+  /** Takes bytes of the client, cut anywhere. They are not looked at after the return. */
   receive(bytes: Uint8Array, start = 0, end: number = bytes.length): void {
     if (this.#closed) return;
     this.#heard = true;
@@ -78,8 +75,11 @@ export class Endpoint implements HandshakeEdge {
       this.close('bytes in the clear where TLS should begin');
       return;
     }
-    if (this.#rest.length > 0) this.#rest.push({ bytes, at: start, end });
-    else this.#run(bytes, start, end);
+    const at = this.#rest.length > 0 ? start : this.#run(bytes, start, end);
+    if (at < end && !this.#closed && !this.#finishing) {
+      this.#rest.push({ bytes: bytes.slice(at, end), at: 0, end: end - at });
+      this.#pause();
+    }
     this.flush();
   }
 
@@ -165,8 +165,8 @@ export class Endpoint implements HandshakeEdge {
     this.#output.close();
   }
 
-  /** Whatever cannot go on now is kept, and the socket paused. */
-  #run(bytes: Uint8Array, start: number, end: number): void {
+  /** @returns where it stopped: what is behind cannot go on now */
+  #run(bytes: Uint8Array, start: number, end: number): number {
     this.#receiving = true;
     let at = start;
     try {
@@ -180,10 +180,7 @@ export class Endpoint implements HandshakeEdge {
       this.fail(error);
     }
     this.#receiving = false;
-    if (at < end && !this.#closed && !this.#finishing) {
-      this.#rest.unshift({ bytes, at, end });
-      this.#pause();
-    }
+    return at;
   }
 
   get #blocked(): boolean {
@@ -193,8 +190,10 @@ export class Endpoint implements HandshakeEdge {
 
   #goOn(): void {
     while (this.#rest.length > 0 && !this.#closed && !this.#blocked) {
-      const { bytes, at, end } = this.#rest.shift() as { bytes: Uint8Array; at: number; end: number };
-      this.#run(bytes, at, end);
+      const first = this.#rest[0] as { bytes: Uint8Array; at: number; end: number };
+      first.at = this.#run(first.bytes, first.at, first.end);
+      // Nothing is left of it, or of anything: the end may have come meanwhile.
+      if (first.at === first.end && this.#rest[0] === first) this.#rest.shift();
     }
     if (this.#rest.length === 0 && this.#paused && !this.#closed) {
       this.#paused = false;
@@ -232,7 +231,7 @@ export class Endpoint implements HandshakeEdge {
   startTls(): void {
     this.#startingTls = true;
     this.flush();
-    this.#edge.startTls();
+    this.#secure();
   }
 
   agreed(agreement: Agreement): void {

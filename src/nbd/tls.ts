@@ -1,5 +1,5 @@
 import { readFile } from 'node:fs/promises';
-import { createSecureContext, type SecureContext, type TlsOptions } from 'node:tls';
+import { createSecureContext, type SecureContext, type TLSSocket, type TLSSocketOptions } from 'node:tls';
 import { fromSystemError, LunetteError } from '../../formats/core/errors.ts';
 
 /** Files that TLS needs, as the user names them. */
@@ -63,19 +63,27 @@ export async function readTls(files: TlsFiles): Promise<TlsCredentials> {
 }
 
 /** Options of a TLSSocket on the server's side. */
-export function serverTlsOptions({
-  context,
-  verifyPeer,
-  keys,
-}: TlsCredentials): TlsOptions & { isServer: true; secureContext: SecureContext } {
+export function serverTlsOptions({ context, verifyPeer, keys }: TlsCredentials): TLSSocketOptions {
   return {
     isServer: true,
     secureContext: context,
     // With keys of its own kind a client has proved who it is: the certificate is for those who have none.
     requestCert: verifyPeer,
     rejectUnauthorized: verifyPeer,
-    ...(keys === undefined ? {} : { pskCallback: (_socket, identity: string) => keys.get(identity) ?? null }),
+    ...(keys === undefined
+      ? {}
+      : { pskCallback: (_socket: TLSSocket, identity: string) => keys.get(identity) ?? null }),
   };
+}
+
+/** Why a client that has come through the handshake is refused; undefined when it is not. */
+export function refusalOfClient(secure: TLSSocket, { verifyPeer, keys }: TlsCredentials): string | undefined {
+  // TLSSocket leaves the judgement of a client's certificate to whoever made it; a pre-shared key needs none.
+  if (!verifyPeer || (keys !== undefined && secure.getCipher().name.includes('PSK'))) return undefined;
+  const shown = secure.getPeerCertificate();
+  const error = (secure as unknown as { ssl: { verifyError(): Error | null } }).ssl.verifyError();
+  if (error === null && shown !== undefined && Object.keys(shown).length > 0) return undefined;
+  return `the client's certificate is not accepted: ${error?.message ?? 'it shows none'}`;
 }
 
 /**

@@ -37,15 +37,25 @@ export class ChunkPool {
   readonly limit: number;
   readonly #free: Chunk[] = [];
   readonly #keep: number;
+  readonly #made: (memory: Uint8Array) => void;
 
-  constructor(limit: number, { keep = 16 }: { keep?: number } = {}) {
+  /** @param options keep: unused chunks that are kept; made: told of the memory of each new chunk */
+  constructor(
+    limit: number,
+    { keep = 16, made = () => {} }: { keep?: number; made?: (memory: Uint8Array) => void } = {},
+  ) {
     this.limit = limit;
     this.#keep = keep;
+    this.#made = made;
   }
 
   take(): Chunk {
     this.used += CHUNK_SIZE;
-    return this.#free.pop() ?? new Chunk();
+    const free = this.#free.pop();
+    if (free !== undefined) return free;
+    const chunk = new Chunk();
+    this.#made(chunk.memory);
+    return chunk;
   }
 
   give(chunk: Chunk): void {

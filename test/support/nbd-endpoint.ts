@@ -3,8 +3,9 @@
 import type { Image } from '../../formats/image/image.ts';
 import { ChainImage, MemoryStorage } from '../../formats/index.ts';
 import { RawLayer } from '../../formats/raw/raw.ts';
+import type { Edge } from '../../src/edge/connection.ts';
 import { newCounters } from '../../src/nbd/counters.ts';
-import { type Edge, Endpoint, type EndpointHost } from '../../src/nbd/endpoint.ts';
+import { Endpoint, type EndpointHost } from '../../src/nbd/endpoint.ts';
 import type { NbdExport } from '../../src/nbd/export.ts';
 import { DEFAULT_LIMITS, type NbdLimits } from '../../src/nbd/limits.ts';
 import { ChunkPool } from '../../src/wire/chunk-pool.ts';
@@ -44,7 +45,7 @@ export class MemoryEndpoint implements Edge {
       },
       started: () => undefined,
     };
-    this.endpoint = new Endpoint(this.host, this);
+    this.endpoint = new Endpoint(this.host, this, () => undefined);
     this.endpoint.begin();
   }
 
@@ -89,8 +90,6 @@ export class MemoryEndpoint implements Edge {
   wake(): void {
     process.nextTick(() => this.endpoint.wakeUp());
   }
-
-  startTls(): void {}
 
   close(reason: string, graceful: boolean): void {
     this.closed = { reason, graceful };

@@ -89,8 +89,10 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
   'src/tcmu': ['src/scsi', 'src/io', 'FORMATS'],
   // Memory and batches of what goes out to a socket: knows no protocol.
   'src/wire': ['formats/core'],
-  'src/iscsi': ['src/scsi', 'src/wire', 'FORMATS'],
-  'src/nbd': ['src/io', 'src/wire', 'FORMATS'],
+  // Listening and the sockets of connections, whatever protocol: bytes to an endpoint, batches from it.
+  'src/edge': ['src/io', 'src/wire', 'formats/core'],
+  'src/iscsi': ['src/edge', 'src/scsi', 'src/wire', 'FORMATS'],
+  'src/nbd': ['src/edge', 'src/io', 'src/wire', 'FORMATS'],
   'src/qemu': ['src/nbd', 'FORMATS'],
   'src/netlink': ['src/native', 'formats/core'],
   'src/lio': ['formats/core'],
