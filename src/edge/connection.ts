@@ -2,13 +2,14 @@ import type { Socket } from 'node:net';
 import { TLSSocket, type TLSSocketOptions } from 'node:tls';
 import { SocketStream, systemError } from '../io/native.ts';
 import type { Batch } from '../wire/output.ts';
+import { formatAddress } from './address.ts';
 
 /** One end of a protocol, without a socket: bytes come in here, and go out by the Edge it was made with. */
 export interface EdgeEndpoint {
   /** Takes bytes of the peer, [start, end) of a chunk, cut anywhere. They are not looked at after the return. */
   receive(bytes: Uint8Array, start: number, end: number): void;
   /** The first words, where this side has them. */
-  begin?(): void;
+  greet?(): void;
   /** Goes on after a tick in which something has ended: see Edge.wake(). */
   wakeUp(): void;
   /** Closes the connection from our side. */
@@ -87,7 +88,7 @@ export class Connection<E extends EdgeEndpoint> implements Edge {
     this.endpoint = options.endpoint(this);
     this.#attach(socket);
     socket.on('close', this.#onClose);
-    this.endpoint.begin?.();
+    this.endpoint.greet?.();
   }
 
   readonly #onClose = (): void => {
@@ -262,5 +263,5 @@ export class Connection<E extends EdgeEndpoint> implements Edge {
 
 function peerOf({ remoteAddress, remotePort }: Socket): string {
   if (remoteAddress === undefined) return 'a local program';
-  return remoteAddress.includes(':') ? `[${remoteAddress}]:${remotePort}` : `${remoteAddress}:${remotePort}`;
+  return formatAddress(remoteAddress, remotePort ?? 0);
 }

@@ -1,5 +1,6 @@
 import { createServer, type Server, type Socket } from 'node:net';
 import { fromSystemError } from '../../formats/core/errors.ts';
+import { formatAddress } from './address.ts';
 import { Connection, type EdgeEndpoint } from './connection.ts';
 import { removeStaleSocket } from './stale-socket.ts';
 
@@ -77,7 +78,11 @@ export class Listener<E extends TickingEndpoint> {
     if ('path' in listen) await removeStaleSocket(listen.path);
     await new Promise<void>((resolve, reject) => {
       const failed = (error: Error): void =>
-        reject(fromSystemError(error, 'cannot listen', 'path' in listen ? { path: listen.path } : {}));
+        reject(
+          'path' in listen
+            ? fromSystemError(error, 'cannot listen', { path: listen.path })
+            : fromSystemError(error, `listening on ${formatAddress(listen.host, listen.port)}`),
+        );
       this.#server.once('error', failed);
       const listening = (): void => {
         this.#server.off('error', failed);

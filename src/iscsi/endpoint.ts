@@ -1,6 +1,8 @@
 import { ProtocolError } from '../../formats/core/errors.ts';
+import type { Edge } from '../edge/connection.ts';
+import type { TickingEndpoint } from '../edge/listener.ts';
 import { type ChunkPool, ChunkShare } from '../wire/chunk-pool.ts';
-import { type Batch, type BatchSink, Output } from '../wire/output.ts';
+import { type Batch, Output } from '../wire/output.ts';
 import type { IscsiCounters } from './counters.ts';
 import type { Crc32c } from './digest.ts';
 import type { IscsiLimits } from './limits.ts';
@@ -50,22 +52,13 @@ export interface EndpointHost {
   internalError(error: unknown): void;
 }
 
-/** What the endpoint asks of the socket's side. */
-export interface Edge extends BatchSink {
-  /** No more receive() until resume(). */
-  pause(): void;
-  resume(): void;
-  /** Call flush() soon, once for all that happens until then. */
-  wake(): void;
-  /** Close the connection: at once, or when all that was written is sent. */
-  close(reason: string, graceful: boolean): void;
-}
-
 /**
  * The target's end of one connection, from the first byte to the last, without a socket: login, then a session. Never throws for
  * what a peer sends: the connection is closed instead.
  */
-export class Endpoint implements PduHandler {
+export class Endpoint implements PduHandler, TickingEndpoint {
+  /** There is no TLS in iSCSI. */
+  readonly settled = true;
   /** In full-feature phase. */
   session: Session | undefined;
   /** `address:port` of our side, as TargetAddress has it. */
@@ -121,6 +114,11 @@ export class Endpoint implements PduHandler {
     }
   }
 
+  /** Sends what has completed since. */
+  wakeUp(): void {
+    this.flush();
+  }
+
   /** Sends what is queued. */
   flush(): void {
     if (!this.#closed) this.#output.flush();
@@ -141,7 +139,7 @@ export class Endpoint implements PduHandler {
   }
 
   /** The socket is gone. */
-  closed(): void {
+  gone(): void {
     this.#shut();
   }
 

@@ -1,5 +1,6 @@
-import { isIPv6 } from 'node:net';
 import { UsageError } from '../../formats/core/errors.ts';
+
+export { formatAddress } from '../edge/address.ts';
 
 /** Longest iSCSI name, bytes (RFC 7143 section 4.2.7.2). */
 export const MAX_NAME_LENGTH = 223;
@@ -46,13 +47,6 @@ export function iscsiTransportId(initiatorPort: string): Uint8Array {
   id[3] = length & 0xff;
   id.set(name, 4);
   return id;
-}
-
-/** Address and port as a URL or TargetAddress has them: IPv6 in brackets, IPv4 seen through an IPv6 socket as IPv4. */
-export function formatAddress(address: string, port: number): string {
-  const plain = address.replace(/^::ffff:(?=\d+\.\d+\.\d+\.\d+$)/i, '');
-  // A zone (fe80::1%eth0) means something on this host only.
-  return isIPv6(plain) ? `[${plain.replace(/%.*$/, '')}]:${port}` : `${plain}:${port}`;
 }
 
 /** What decodeLun gives for an address that no logical unit of ours can have. */

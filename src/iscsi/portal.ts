@@ -1,10 +1,11 @@
-import { createServer, type Server, type Socket } from 'node:net';
-import { fromSystemError, LunetteError, UsageError } from '../../formats/core/errors.ts';
+import type { Socket } from 'node:net';
+import { LunetteError, UsageError } from '../../formats/core/errors.ts';
+import type { Connection } from '../edge/connection.ts';
+import { delay, Listener } from '../edge/listener.ts';
 import { ChunkPool } from '../wire/chunk-pool.ts';
-import { Connection } from './connection.ts';
 import { type IscsiCounters, newCounters } from './counters.ts';
 import { type Crc32c, crc32c } from './digest.ts';
-import type { Endpoint, EndpointHost } from './endpoint.ts';
+import { Endpoint, type EndpointHost } from './endpoint.ts';
 import { DEFAULT_LIMITS, type IscsiLimits } from './limits.ts';
 import type { Login, LoginAuthentication } from './login.ts';
 import { formatAddress, normalizeName } from './names.ts';
@@ -29,8 +30,6 @@ export interface PortalOptions {
   readonly log?: PortalLog;
 }
 
-const TICK_MS = 1000;
-
 /**
  * A network portal: listens, and serves one or several targets.
  *
@@ -47,19 +46,8 @@ export class Portal implements EndpointHost {
   readonly discovery: LoginAuthentication;
   readonly #options: PortalOptions;
   readonly #targets = new Map<string, IscsiTarget>();
-  readonly #server: Server;
-  /** In the order of their coming. */
-  readonly #connections = new Set<Connection>();
-  readonly #byEndpoint = new Map<Endpoint, Connection>();
-  /** Those that have not logged in, oldest first. */
-  readonly #pending = new Set<Connection>();
-  #timer: NodeJS.Timeout | undefined;
-  /** Time as connections see it: it does not run on while this process is stopped, so nobody is dropped for that. */
-  #nowMs = 0;
-  #lastTickMs = 0;
-  #address: { host: string; port: number } | undefined;
+  readonly #listener: Listener<Endpoint>;
   #closing: Promise<void> | undefined;
-  #emptied: (() => void) | undefined;
 
   /** @throws {UsageError} for limits that cannot be and for two targets of one name */
   constructor(options: PortalOptions) {
@@ -70,35 +58,31 @@ export class Portal implements EndpointHost {
     this.crc32c = options.crc32c ?? crc32c;
     this.discovery = options.discovery ?? {};
     for (const target of options.targets ?? []) this.addTarget(target);
-    this.#server = createServer({ noDelay: true, allowHalfOpen: false }, (socket) => this.#accept(socket));
+    const { maxConnections, maxPendingLogins, loginTimeoutMs } = this.limits;
+    this.#listener = new Listener({
+      listen: options.listen,
+      limits: { maxConnections, maxPending: maxPendingLogins, pendingTimeoutMs: loginTimeoutMs },
+      counters: this.counters,
+      endpoint: (edge, socket) => new Endpoint(this, edge, localAddress(socket)),
+      late: (endpoint) => {
+        this.counters.loginTimeouts++;
+        endpoint.close('login took too long');
+      },
+      onClosed: (connection) => this.#closed(connection),
+      warn: (fields, message) => options.log?.warn(fields, message),
+    });
   }
 
   /** Starts to listen. @throws {LunetteError} when the address cannot be had */
   listen(): Promise<void> {
-    const { host, port } = this.#options.listen;
-    return new Promise((resolve, reject) => {
-      const failed = (error: Error): void =>
-        reject(fromSystemError(error, `listening on ${formatAddress(host, port)}`));
-      this.#server.once('error', failed);
-      this.#server.listen({ host, port, backlog: 511 }, () => {
-        this.#server.off('error', failed);
-        // Running out of descriptors while accepting is no reason to fall.
-        this.#server.on('error', (error) => this.#options.log?.warn({ error: error.message }, 'accepting failed'));
-        const address = this.#server.address();
-        if (address === null || typeof address === 'string') throw new LunetteError('INTERNAL', 'no TCP address');
-        this.#address = { host: address.address, port: address.port };
-        this.#lastTickMs = performance.now();
-        this.#timer = setInterval(() => this.#tick(), TICK_MS);
-        this.#timer.unref();
-        resolve();
-      });
-    });
+    return this.#listener.listen();
   }
 
   /** Where it listens. @throws {LunetteError} CLOSED before listen() */
   get address(): { readonly host: string; readonly port: number } {
-    if (this.#address === undefined) throw new LunetteError('CLOSED', 'the portal does not listen');
-    return this.#address;
+    const { address } = this.#listener;
+    if (address === undefined) throw new LunetteError('CLOSED', 'the portal does not listen');
+    return address;
   }
 
   /** Address and port as a URL has them. */
@@ -112,7 +96,7 @@ export class Portal implements EndpointHost {
 
   /** Connections open now. */
   get connections(): number {
-    return this.#connections.size;
+    return this.#listener.connections.size;
   }
 
   /** Serves one target more. @throws {UsageError} EXISTS */
@@ -127,7 +111,9 @@ export class Portal implements EndpointHost {
     if (target === undefined) return;
     this.#targets.delete(target.name);
     target.close();
-    const connections = [...this.#connections].filter((c) => c.endpoint.session?.options.targetName === target.name);
+    const connections = [...this.#listener.connections].filter(
+      (c) => c.endpoint.session?.options.targetName === target.name,
+    );
     await this.#dismiss(connections, graceMs);
   }
 
@@ -145,20 +131,21 @@ export class Portal implements EndpointHost {
   }
 
   async #close(graceMs: number): Promise<void> {
-    const stopped = new Promise<void>((resolve) => this.#server.close(() => resolve()));
+    const stopped = this.#listener.stop();
     for (const target of this.#targets.values()) target.close();
-    for (const connection of [...this.#pending]) connection.endpoint.close('the portal closes');
-    await this.#dismiss([...this.#connections], graceMs);
-    clearInterval(this.#timer);
+    for (const { endpoint } of [...this.#listener.pending]) endpoint.close('the portal closes');
+    await this.#dismiss([...this.#listener.connections], graceMs);
+    this.#listener.stopClock();
     await stopped;
   }
 
   /** Ends connections politely: asks for logout, waits, then drops them and waits for their commands to end. */
-  async #dismiss(connections: readonly Connection[], graceMs: number): Promise<void> {
+  async #dismiss(connections: readonly Connection<Endpoint>[], graceMs: number): Promise<void> {
     const deadline = performance.now() + graceMs;
     const sessions = connections.flatMap((connection) => connection.endpoint.session ?? []);
     for (const session of sessions) session.requestLogout(Math.max(1, Math.ceil(graceMs / 1000)));
-    const open = (): Connection[] => connections.filter((connection) => this.#connections.has(connection));
+    const open = (): Connection<Endpoint>[] =>
+      connections.filter((connection) => this.#listener.connections.has(connection));
     // Most initiators log out at once. The others get that time only while they have commands under way.
     const idleDeadline = performance.now() + Math.min(graceMs / 2, 2000);
     for (;;) {
@@ -167,7 +154,7 @@ export class Portal implements EndpointHost {
       const now = performance.now();
       const busy = left.some((connection) => (connection.endpoint.session?.tasks?.size ?? 0) > 0);
       if (now >= deadline || (now >= idleDeadline && !busy)) break;
-      await this.#someClosed(Math.min(50, deadline - now));
+      await this.#listener.someClosed(Math.min(50, deadline - now));
     }
     for (const connection of open()) connection.endpoint.close('the portal closes', true);
     const ended = Promise.all(sessions.map((session) => session.terminate()));
@@ -175,61 +162,8 @@ export class Portal implements EndpointHost {
     for (const connection of open()) connection.destroy();
   }
 
-  /** Resolves when a connection has closed, or after a while. */
-  #someClosed(timeoutMs: number): Promise<void> {
-    return new Promise((resolve) => {
-      const timer = setTimeout(resolve, timeoutMs);
-      this.#emptied = () => {
-        clearTimeout(timer);
-        resolve();
-      };
-    });
-  }
-
-  #accept(socket: Socket): void {
-    const { counters, limits } = this;
-    counters.connections++;
-    if (this.#closing !== undefined || (this.#connections.size >= limits.maxConnections && this.#pending.size === 0)) {
-      counters.refusedConnections++;
-      socket.destroy();
-      return;
-    }
-    // Whoever opens connections without logging in pushes out his own, not those of others who are about to.
-    if (this.#pending.size >= limits.maxPendingLogins || this.#connections.size >= limits.maxConnections) {
-      counters.refusedConnections++;
-      const [oldest] = this.#pending;
-      // At once: its 'close' comes later, and the next connection must find the next one.
-      if (oldest !== undefined) this.#pending.delete(oldest);
-      oldest?.endpoint.close('too many connections that do not log in');
-    }
-    const connection = new Connection(socket, this, this.#nowMs, (closed) => this.#closed(closed));
-    this.#connections.add(connection);
-    this.#byEndpoint.set(connection.endpoint, connection);
-    this.#pending.add(connection);
-    counters.openConnections = this.#connections.size;
-  }
-
-  #closed(connection: Connection): void {
-    this.#connections.delete(connection);
-    this.#byEndpoint.delete(connection.endpoint);
-    this.#pending.delete(connection);
-    this.counters.openConnections = this.#connections.size;
-    if (connection.endpoint.session !== undefined) {
-      this.#options.log?.info({ peer: connection.peer, reason: connection.closeReason }, 'session ended');
-    }
-    this.#emptied?.();
-  }
-
-  #tick(): void {
-    const ms = performance.now();
-    const now = (this.#nowMs += Math.min(ms - this.#lastTickMs, 2 * TICK_MS));
-    this.#lastTickMs = ms;
-    for (const connection of this.#pending) {
-      if (now - connection.sinceMs < this.limits.loginTimeoutMs) break;
-      this.counters.loginTimeouts++;
-      connection.endpoint.close('login took too long');
-    }
-    for (const connection of this.#connections) connection.endpoint.tick(now);
+  #closed({ endpoint, peer, closeReason }: Connection<Endpoint>): void {
+    if (endpoint.session !== undefined) this.#options.log?.info({ peer, reason: closeReason }, 'session ended');
   }
 
   // --- what endpoints ask ---
@@ -245,9 +179,11 @@ export class Portal implements EndpointHost {
   }
 
   loggedIn(endpoint: Endpoint, login: Login<IscsiTarget>): void {
-    const connection = this.#byEndpoint.get(endpoint);
-    if (connection !== undefined) this.#pending.delete(connection);
-    const fields = { peer: connection?.peer, initiator: login.initiator, target: login.target?.name };
+    const fields = {
+      peer: this.#listener.established(endpoint)?.peer,
+      initiator: login.initiator,
+      target: login.target?.name,
+    };
     this.#options.log?.info(fields, login.discovery ? 'discovery session' : 'session started');
   }
 
@@ -258,7 +194,7 @@ export class Portal implements EndpointHost {
 
   loginFailed(endpoint: Endpoint, login: Login<IscsiTarget>, status: number, reason: string): void {
     const fields = {
-      peer: this.#byEndpoint.get(endpoint)?.peer,
+      peer: this.#listener.connectionOf(endpoint)?.peer,
       initiator: login.initiator,
       status: `0x${status.toString(16).padStart(4, '0')}`,
       reason,
@@ -281,8 +217,7 @@ function checkLimits(limits: IscsiLimits): void {
   within('maxOutstandingR2T', 1, 16);
 }
 
-function delay(ms: number): Promise<void> {
-  return new Promise((resolve) => {
-    setTimeout(resolve, ms).unref();
-  });
+/** Our end of a connection, as TargetAddress has it. */
+function localAddress(socket: Socket): string {
+  return formatAddress(socket.localAddress ?? '?', socket.localPort ?? 0);
 }

@@ -60,7 +60,7 @@ export class Endpoint implements HandshakeEdge, TickingEndpoint {
   }
 
   /** Sends the server's first words. */
-  begin(): void {
+  greet(): void {
     this.send(serverHello());
     this.flush();
   }

@@ -1,8 +1,9 @@
 /** An endpoint of the target without a socket, with an initiator of ours at its other end: what tests of sessions are made of. */
 
+import type { Edge } from '../../src/edge/connection.ts';
 import { newCounters } from '../../src/iscsi/counters.ts';
 import { crc32c } from '../../src/iscsi/digest.ts';
-import { type Edge, Endpoint, type EndpointHost } from '../../src/iscsi/endpoint.ts';
+import { Endpoint, type EndpointHost } from '../../src/iscsi/endpoint.ts';
 import { DEFAULT_LIMITS, type IscsiLimits } from '../../src/iscsi/limits.ts';
 import type { LoginAuthentication } from '../../src/iscsi/login.ts';
 import { IscsiTarget, type IscsiTargetOptions } from '../../src/iscsi/target.ts';
@@ -35,7 +36,7 @@ export class MemoryConnection implements Edge {
 
   /** The initiator's socket dies. */
   drop(): void {
-    this.endpoint.closed();
+    this.endpoint.gone();
     // A socket gives back what it will never send.
     for (const batch of this.untaken.splice(0)) batch.taken();
   }

@@ -46,7 +46,7 @@ export class MemoryEndpoint implements Edge {
       started: () => undefined,
     };
     this.endpoint = new Endpoint(this.host, this, () => undefined);
-    this.endpoint.begin();
+    this.endpoint.greet();
   }
 
   /** Why it was closed; '' while it is open. */
