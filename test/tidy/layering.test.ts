@@ -77,6 +77,7 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
     'formats/qcow2',
     'formats/vmdk',
     'formats/vdi',
+    'formats/luks',
     'formats/image',
     'formats/cache',
     'formats/storage',
