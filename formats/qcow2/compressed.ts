@@ -1,12 +1,14 @@
 import type { BlockSpace } from '../cache/cache.ts';
 import { ImageError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
+import { MiB } from '../core/units.ts';
 import type { Storage } from '../storage/storage.ts';
 import { decompress } from './cluster-codec.ts';
 import type { CompressionType } from './header.ts';
 
-/** Clusters that are decompressed at once: what bounds the memory of a deep queue of reads. */
+/** Clusters that are decompressed at once, and how many bytes of them: what bounds the memory of a deep queue of reads. */
 const MAX_DECOMPRESSING = 8;
+const MAX_DECOMPRESSING_BYTES = 4 * MiB;
 
 export interface CompressedClustersOptions {
   readonly storage: Storage;
@@ -24,12 +26,17 @@ export class CompressedClusters {
   #cache: BlockSpace;
   /** By guest cluster: what is being decompressed, and from where. */
   readonly #pending = new Map<number, { hostOffset: number; bytes: Promise<Uint8Array> }>();
+  readonly #maxRunning: number;
   #running = 0;
+  /** Buffers for streams, a cluster each: the next one is read into what the last one was in. */
+  readonly #inputs: Uint8Array[] = [];
   readonly #waiting: (() => void)[] = [];
 
   constructor(options: CompressedClustersOptions) {
     this.#options = options;
     this.#cache = options.cache;
+    const most = Math.floor(MAX_DECOMPRESSING_BYTES / options.clusterSize);
+    this.#maxRunning = Math.max(2, Math.min(MAX_DECOMPRESSING, most));
   }
 
   /** Copies from a cluster that is in the cache. Offset is the guest's; the range stays in one cluster. */
@@ -80,15 +87,18 @@ export class CompressedClusters {
 
   async #decompress(cluster: number, hostOffset: number): Promise<Uint8Array> {
     const { storage, type, clusterSize, lengthOf } = this.#options;
-    if (this.#running >= MAX_DECOMPRESSING) await new Promise<void>((resolve) => this.#waiting.push(resolve));
+    if (this.#running >= this.#maxRunning) await new Promise<void>((resolve) => this.#waiting.push(resolve));
     else this.#running++;
     try {
       // An entry that has changed since it was mapped does not tell its old length: a stream takes at most two clusters.
       const most = lengthOf(cluster * clusterSize, hostOffset) ?? 2 * clusterSize;
       const length = Math.min(most, Math.max(0, storage.size - hostOffset));
-      const input = new Uint8Array(length);
+      const pooled = length <= clusterSize;
+      const buffer = (pooled ? this.#inputs.pop() : undefined) ?? new Uint8Array(pooled ? clusterSize : length);
+      const input = buffer.subarray(0, length);
       if (length > 0) await storage.readv(hostOffset, IoVec.of(input));
       const bytes = await decompress(type, input, clusterSize);
+      if (pooled) this.#inputs.push(buffer);
       // Written over meanwhile: nobody may find the old content under this number.
       if (lengthOf(cluster * clusterSize, hostOffset) !== undefined) this.#cache.set(cluster, bytes);
       return bytes;
