@@ -1,6 +1,6 @@
 import { LunetteError } from '../../formats/core/errors.ts';
 import { alignDown, MiB } from '../../formats/core/units.ts';
-import type { EncodedUnit, ExtentBuffer, Image, Storage } from '../../formats/index.ts';
+import type { EncodedUnit, ExtentBuffer, Image, Layer, Storage } from '../../formats/index.ts';
 import { IoVec } from '../../formats/index.ts';
 import { ChunkMemory } from './chunk-memory.ts';
 import { type DiskSource, listOf, readDisk } from './disk.ts';
@@ -9,10 +9,11 @@ import { type Chunk, ChunkJoiner, type DataRun, dataRuns } from './runs.ts';
 import { equalUnits, zeroParts } from './zero-parts.ts';
 
 /** One read, and at most one write. */
-const CHUNK = 2 * MiB;
+const CHUNK = 1 * MiB;
 /** Reads that wait for their data at the same time, unless told. */
 const DEFAULT_PARALLEL = 8;
-export const DEFAULT_MEMORY = 128 * MiB;
+/** What stays in the CPU's cache costs least: more buffers make copying slower. */
+export const DEFAULT_MEMORY = 16 * MiB;
 export const DEFAULT_SPARSE_SIZE = 4096;
 /** A clone is metadata only, but it holds up a thread of the I/O queue and the progress. */
 const LONGEST_CLONE = 256 * MiB;
@@ -35,7 +36,7 @@ export interface CopyOptions {
   readonly from?: number | undefined;
   /** Reads that wait at the same time. Default 8. */
   readonly parallel?: number | undefined;
-  /** Bytes of buffers. Default 128 MiB. */
+  /** Bytes of buffers. Default 16 MiB. */
   readonly memoryBytes?: number | undefined;
   readonly signal?: AbortSignal | undefined;
   /** Called with the guest bytes that are done. */
@@ -76,6 +77,9 @@ class DiskCopy {
   /** Compressed units are stored in the order of the disk. */
   #stored: Promise<void> = Promise.resolve();
   #clones: boolean;
+  /** The last write of each turn. */
+  readonly #written: (Promise<void> | undefined)[];
+  #turn = 0;
   #failure: unknown;
 
   constructor(source: DiskSource, target: Image, options: CopyOptions) {
@@ -91,6 +95,8 @@ class DiskCopy {
       512,
     );
     this.#parallel = options.parallel ?? DEFAULT_PARALLEL;
+    // A file takes one write at a time: several would spin for its lock.
+    this.#written = new Array(isLocalFile(target) ? 1 : this.#parallel).fill(undefined);
     this.#memory = new ChunkMemory(Math.max(CHUNK, this.#unit), memoryBytes);
     this.#clones =
       options.clone !== false &&
@@ -223,9 +229,24 @@ class DiskCopy {
         continue;
       }
       const list = IoVec.of(buffer, at, length);
-      if (!target.tryWritev(chunk.offset + at, list)) pending.push(target.writev(chunk.offset + at, list));
+      if (!target.tryWritev(chunk.offset + at, list)) pending.push(this.#writeInTurn(chunk.offset + at, list));
     }
     return pending.length === 0 ? undefined : all(pending);
+  }
+
+  /** Begins a write when one before it has ended. */
+  async #writeInTurn(offset: number, list: IoVec): Promise<void> {
+    const turn = this.#written[this.#turn % this.#written.length];
+    let done: () => void = () => undefined;
+    this.#written[this.#turn++ % this.#written.length] = new Promise((resolve) => {
+      done = resolve;
+    });
+    try {
+      await turn;
+      await this.#target.writev(offset, list);
+    } finally {
+      done();
+    }
   }
 
   /** Writes the units that differ from what the target shows. */
@@ -299,4 +320,9 @@ async function all(pending: readonly Promise<void>[]): Promise<void> {
   for (const result of await Promise.allSettled(pending)) {
     if (result.status === 'rejected') throw result.reason;
   }
+}
+
+function isLocalFile(target: Image): boolean {
+  const [top] = (target as { layers?: readonly Layer[] }).layers ?? [];
+  return top !== undefined && top.storage.fd !== null && top.storage.growsZeroed;
 }

@@ -30,7 +30,6 @@ export interface ConvertCommandOptions extends CommonOptions {
   readonly progress?: boolean;
   readonly verify?: boolean;
   readonly checksum?: boolean;
-  readonly resume?: boolean;
   readonly sync: 'on' | 'off';
   readonly forceShare?: boolean;
   readonly strict?: boolean;
@@ -73,7 +72,7 @@ export function registerConvert(program: Command, context: CliContext): void {
     .option('--target-is-zero', 'with -n: the target reads as zeros, they need not be written')
     .option('-m, --parallel <n>', 'reads that wait at the same time, 1 to 64 (default: 8)')
     .option('-W, --out-of-order', 'accepted for scripts: writes take whatever order is quickest')
-    .option('--memory <size>', 'memory for what is being copied (default: 128M)', sizeArgument)
+    .option('--memory <size>', 'memory for what is being copied (default: 16M)', sizeArgument)
     .option('-p, --progress', 'show how far it is')
     .option('--verify', 'read the target back and compare, before it gets its name')
     .option('--checksum', 'print the SHA-256 of the disk, worked out on the way')
