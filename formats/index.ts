@@ -47,6 +47,7 @@ export { applySnapshot, createSnapshot, deleteSnapshot } from './image/snapshots
 export type { KeySlotChange } from './luks/amend.ts';
 export type { LuksOptions } from './luks/create.ts';
 export { ImageHost, type ImageHostOptions, type OpenImageOptions } from './open.ts';
+export { type AmendQcow2Options, amendQcow2 } from './qcow2/amend.ts';
 export { type CheckQcow2Options, checkQcow2 } from './qcow2/check.ts';
 export { encodeCluster, loadClusterEncoder } from './qcow2/cluster-codec.ts';
 export { createQcow2 } from './qcow2/create.ts';

@@ -7,7 +7,8 @@ import { repairCopied } from './check-copied.ts';
 import { CheckPages } from './check-pages.ts';
 import { readSubject } from './check-subject.ts';
 import { CheckWalk, forEachPass } from './check-walk.ts';
-import { HEADER_V2, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES } from './header.ts';
+import { type Geometry, makeGeometry } from './geometry.ts';
+import { HEADER_V2, HEADER_V3, MAX_L1_BYTES, MAX_REFCOUNT_TABLE_BYTES } from './header.ts';
 import { HeaderSector } from './header-sector.ts';
 import { setU32 } from './l2.ts';
 import { getRefcount, setRefcount } from './refcount-codec.ts';
@@ -61,7 +62,7 @@ async function walkOnce(
 async function correctRefcounts(walk: CheckWalk, direction: 'raise' | 'lower'): Promise<void> {
   const { storage, header, refcountTable } = walk.subject;
   const { refcountMax } = header.geometry;
-  const writer = new RefcountWriter(walk, storage, (block) => Math.max(0, refcountTable.target(block)));
+  const writer = new RefcountWriter(header.geometry, storage, (block) => Math.max(0, refcountTable.target(block)));
   for (const page of walk.pages.all()) {
     for (let i = 0; i < page.length; i++) {
       const refcount = page.refcount(i);
@@ -84,8 +85,7 @@ class RefcountWriter {
   #at = -1;
 
   /** @param blockAt where a block is; 0 for none: what it would count is left out */
-  constructor(walk: CheckWalk, storage: Storage, blockAt: (index: number) => number) {
-    const { geometry } = walk.subject.header;
+  constructor(geometry: Geometry, storage: Storage, blockAt: (index: number) => number) {
     this.#storage = storage;
     this.#blockAt = blockAt;
     this.#order = geometry.refcountOrder;
@@ -117,19 +117,51 @@ class RefcountWriter {
   }
 }
 
+/**
+ * Gives a clean image refcounts of another width: new blocks and a new table, and the width with them, by one write of the header.
+ *
+ * @throws {ImageError} TOO_LARGE when there are more references to a cluster than the new width counts; nothing has changed then
+ */
+export async function rewidenRefcounts(storage: Storage, refcountOrder: number): Promise<void> {
+  const none: ReadonlySet<number> = new Set();
+  const plan = {
+    repair: 'all',
+    rebuild: true,
+    overlapped: none,
+    l1Overlapped: false,
+    counterBytes: undefined,
+  } as const;
+  await rebuildRefcounts(storage, plan, refcountOrder);
+}
+
+function rewidened(walk: CheckWalk, refcountOrder: number | undefined): Geometry {
+  const { header } = walk.subject;
+  const { geometry } = header;
+  if (refcountOrder === undefined) return geometry;
+  const { version, extendedL2 } = geometry;
+  return makeGeometry({ version, clusterBits: header.clusterBits, refcountOrder, extendedL2 });
+}
+
 /** New blocks and a new table behind everything, linked by one write of the header. The old ones are free then. */
-async function rebuildRefcounts(storage: Storage, plan: RepairPlan): Promise<void> {
+async function rebuildRefcounts(storage: Storage, plan: RepairPlan, refcountOrder?: number): Promise<void> {
   const blocks = new Set<number>();
   const walk = await walkOnce(storage, plan, false, async (now) => {
-    const { refcountsPerBlock } = now.subject.header.geometry;
+    const { refcountsPerBlock, refcountMax, refcountBits } = rewidened(now, refcountOrder);
     for (const page of now.pages.all()) {
       for (let i = 0; i < page.length; i++) {
+        if (refcountOrder !== undefined && page.references(i) > refcountMax) {
+          const why = `a cluster has ${page.references(i)} references, which refcounts of ${refcountBits} bits cannot count`;
+          throw new ImageError('TOO_LARGE', why, {
+            path: storage.path,
+            offset: (page.first + i) * now.subject.header.geometry.clusterSize,
+          });
+        }
         if (page.references(i) > 0) blocks.add(Math.floor((page.first + i) / refcountsPerBlock));
       }
     }
   });
-  const { header } = walk.subject;
-  const { clusterSize, refcountMax, refcountsPerBlock } = header.geometry;
+  const geometry = rewidened(walk, refcountOrder);
+  const { clusterSize, refcountMax, refcountsPerBlock } = geometry;
   // Not where a damaged L1 table says that it goes on: it would take the new structures for its entries.
   const near = walk.fileClusters * clusterSize + 2 * MAX_L1_BYTES;
   let start = walk.fileClusters + 1;
@@ -155,9 +187,9 @@ async function rebuildRefcounts(storage: Storage, plan: RepairPlan): Promise<voi
   }
   await zeroFill(storage, start * clusterSize, (end - start) * clusterSize);
 
-  const again = await walkOnce(storage, plan, false, async (now) => {
+  await walkOnce(storage, plan, false, async (now) => {
     // The file has grown: what lies behind its former end is counted below.
-    const writer = new RefcountWriter(now, storage, (block) => places.get(block) ?? 0);
+    const writer = new RefcountWriter(geometry, storage, (block) => places.get(block) ?? 0);
     for (const page of now.pages.all()) {
       for (let i = 0; i < page.length; i++) {
         const references = page.references(i);
@@ -166,7 +198,7 @@ async function rebuildRefcounts(storage: Storage, plan: RepairPlan): Promise<voi
     }
     await writer.flush();
   });
-  const writer = new RefcountWriter(again, storage, (block) => places.get(block) ?? 0);
+  const writer = new RefcountWriter(geometry, storage, (block) => places.get(block) ?? 0);
   for (let cluster = start; cluster < end; cluster++) await writer.set(cluster, 1);
   await writer.flush();
   const table = new Uint8Array(tableClusters * clusterSize);
@@ -179,6 +211,7 @@ async function rebuildRefcounts(storage: Storage, plan: RepairPlan): Promise<voi
   const sector = await HeaderSector.load(storage);
   await sector.update((view) => {
     HEADER_V2.write(view, { refcountTableOffset: start * clusterSize, refcountTableClusters: tableClusters });
+    if (refcountOrder !== undefined) HEADER_V3.write(view, { refcountOrder });
   });
   await storage.sync();
 }

@@ -234,6 +234,11 @@ export class Qcow2Layer implements Layer {
     await snapshots.apply(snapshot, size, () => this.#resized(size));
   }
 
+  /** As Qcow2Writer.amend. */
+  amend(version: 2 | 3, change: () => Promise<void>): Promise<void> {
+    return this.#writing().amend(version, this.#size, change);
+  }
+
   async deleteSnapshot(reference: SnapshotReference): Promise<void> {
     const snapshots = this.#snapshotEditor();
     const snapshot = selectSnapshot(snapshots.table.snapshots, reference);

@@ -17,7 +17,7 @@ import {
   readSnapshotTable,
   type SnapshotTable,
 } from './snapshot.ts';
-import { encodeSnapshot, joinTable, nextSnapshotId, splitTable } from './snapshot-write.ts';
+import { completeSnapshot, encodeSnapshot, joinTable, nextSnapshotId, splitTable } from './snapshot-write.ts';
 import type { WriteState } from './write-state.ts';
 
 /** What the editor asks of the writer and of the layer. */
@@ -93,6 +93,22 @@ export class SnapshotEditor {
       return undefined;
     });
     return this.#table.snapshots[this.#table.snapshots.length - 1] as Qcow2Snapshot;
+  }
+
+  /** Gives every entry the size of the disk, which version 3 wants. @param diskSize bytes, of those that do not say */
+  async complete(diskSize: number): Promise<void> {
+    const { snapshots } = this.#table;
+    if (snapshots.every(({ extra }) => extra.length >= 16)) return;
+    const { clusterSize } = this.#host.state.parts.geometry;
+    await this.#marked(async (undo) => {
+      const entries = (await this.#entries()).map((entry, i) =>
+        (snapshots[i] as Qcow2Snapshot).extra.length >= 16 ? entry : completeSnapshot(entry, diskSize),
+      );
+      const tableAt = await this.#take(undo, joinTable(entries, clusterSize));
+      await this.#host.flush();
+      await this.#switchTable(tableAt, entries.length);
+      return undefined;
+    });
   }
 
   async delete(snapshot: Qcow2Snapshot): Promise<void> {

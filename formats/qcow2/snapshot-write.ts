@@ -52,6 +52,24 @@ export function encodeSnapshot(snapshot: NewSnapshot): Uint8Array {
   return bytes;
 }
 
+/** An entry with less extra data than version 3 wants: made longer by the sizes of VM state and disk. */
+export function completeSnapshot(entry: Uint8Array, diskSize: number): Uint8Array {
+  const from = new DataView(entry.buffer, entry.byteOffset, entry.length);
+  const { extraSize, idLength, nameLength, vmStateSize32 } = SNAPSHOT_ENTRY.read(from);
+  const extra = new Uint8Array(16);
+  const view = new DataView(extra.buffer);
+  view.setBigUint64(0, BigInt(vmStateSize32));
+  view.setBigUint64(8, BigInt(diskSize));
+  if (extraSize >= 8) extra.set(entry.subarray(SNAPSHOT_ENTRY.size, SNAPSHOT_ENTRY.size + 8));
+  const textAt = SNAPSHOT_ENTRY.size + extraSize;
+  const result = new Uint8Array(alignUp(SNAPSHOT_ENTRY.size + extra.length + idLength + nameLength, 8));
+  result.set(entry.subarray(0, SNAPSHOT_ENTRY.size));
+  SNAPSHOT_ENTRY.write(new DataView(result.buffer), { extraSize: extra.length });
+  result.set(extra, SNAPSHOT_ENTRY.size);
+  result.set(entry.subarray(textAt, textAt + idLength + nameLength), SNAPSHOT_ENTRY.size + extra.length);
+  return result;
+}
+
 /**
  * Splits the bytes of a snapshot table into its entries as they are, with whatever extra data and text they hold.
  *

@@ -11,6 +11,7 @@ import type { CompressedClusters } from './compressed.ts';
 import { makeCompressedReservation } from './compressed-reservation.ts';
 import { type ZeroMode, zeroSlice } from './discard-zero.ts';
 import { CRYPT_NONE } from './encryption.ts';
+import { expandZeros, refuseZerosInSnapshots } from './expand-zeros.ts';
 import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE } from './features.ts';
 import { Flusher } from './flush.ts';
 import { HEADER_V3, type Qcow2Header } from './header.ts';
@@ -69,6 +70,8 @@ export class Qcow2Writer {
   /** The dirty bit is set, so that they may. */
   #marked = false;
   #marking: Promise<void> | undefined;
+  /** Everything is written, and somebody else has changed the file since. */
+  #retired = false;
 
   private constructor(header: Qcow2Header, state: WriteState, parts: Qcow2WriterParts) {
     this.#header = header;
@@ -193,7 +196,34 @@ export class Qcow2Writer {
     return preallocate(this.#state, from, to, mode, () => this.#relieve());
   }
 
+  /**
+   * Writes everything back, then lets `change` alter the file; nothing is written through this writer afterwards.
+   *
+   * @param version that the image gets: entries that it cannot have are replaced first
+   */
+  async amend(version: 2 | 3, diskSize: number, change: () => Promise<void>): Promise<void> {
+    const { geometry } = this.#header;
+    const { snapshots } = this.snapshots.table;
+    if (version === 3 && geometry.version === 2) await this.snapshots.complete(diskSize);
+    if (version === 2 && geometry.version > 2) {
+      await refuseZerosInSnapshots(this.#state, snapshots);
+      const reserve = (offset: number, length: number) => this.reserve(offset, length, diskSize);
+      await expandZeros(this.#state, diskSize, reserve, () => this.#relieve());
+    }
+    await this.bitmaps.end();
+    await this.#quiet();
+    if (this.#marked) await this.#markDirty(false);
+    this.#retired = true;
+    this.#state.stop(
+      new LunetteError('CLOSED', 'options of the image were amended: it takes no writes until it is opened again', {
+        path: this.#state.parts.storage.path,
+      }),
+    );
+    await change();
+  }
+
   flush(): Promise<void> {
+    if (this.#retired) return Promise.resolve();
     return this.#flusher.flush(this.#marked);
   }
 

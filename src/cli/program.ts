@@ -1,6 +1,7 @@
 import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { UsageError } from '../../formats/core/errors.ts';
+import { registerAmend } from './commands/amend.ts';
 import { registerBitmap } from './commands/bitmap.ts';
 import { registerCheck } from './commands/check.ts';
 import { registerChecksum } from './commands/checksum.ts';
@@ -59,6 +60,7 @@ export function createProgram(context: CliContext): Command {
   registerResize(program, context);
   registerSnapshot(program, context);
   registerBitmap(program, context);
+  registerAmend(program, context);
   registerDaemon(program, context);
   registerDoctor(program, context);
   registerCompletion(program, context, version());

@@ -1,0 +1,106 @@
+import { ImageError } from '../core/errors.ts';
+import type { Reservation } from '../image/layer.ts';
+import { EntryView } from './entry.ts';
+import { getU32, setEntry, ZERO_BIT } from './l2.ts';
+import { ensureL2Table } from './l2-tables.ts';
+import { PointerTable } from './pointer-table.ts';
+import { readBytes } from './refcount.ts';
+import type { Qcow2Snapshot } from './snapshot.ts';
+import type { WriteState } from './write-state.ts';
+import { zeroFill } from './zero-fill.ts';
+
+/**
+ * Takes the zero flag out of all entries of the active tables, as version 2 has none: without a parent nothing takes their place, with one a
+ * cluster of zeros. The disk shows the same afterwards. No write is in flight.
+ */
+export async function expandZeros(
+  state: WriteState,
+  diskSize: number,
+  reserve: (offset: number, length: number) => Promise<Reservation>,
+  relieve: () => Promise<void>,
+): Promise<void> {
+  const { l1, geometry, slices, hasParent } = state.parts;
+  const { clusterSize, sliceSize, slicesPerCluster, sliceEntries, entrySize, l2Coverage } = geometry;
+  for (let index = 0; index < l1.entries; index++) {
+    for (let i = 0; i < slicesPerCluster; i++) {
+      const table = l1.checkedTarget(index);
+      if (table === 0) break;
+      const zeros: number[] = [];
+      await slices.hold(table / sliceSize + i, 'mapping');
+      try {
+        const bytes = slices.peek(table / sliceSize + i) as Uint8Array;
+        const entry = new EntryView();
+        for (let j = 0; j < sliceEntries; j++) {
+          const guest = index * l2Coverage + (i * sliceEntries + j) * clusterSize;
+          entry.read(state, bytes, j * entrySize, table + i * sliceSize, guest);
+          if (!entry.compressed && entry.zeros !== 0) zeros.push(j);
+        }
+      } finally {
+        slices.unhold(table / sliceSize + i);
+      }
+      const first = index * l2Coverage + i * sliceEntries * clusterSize;
+      await relieve();
+      // Behind the disk's end nothing shows.
+      const shown = hasParent ? zeros.filter((j) => first + j * clusterSize < diskSize) : [];
+      await state.change(() => clearEntries(state, index, i, hasParent ? zeros.slice(shown.length) : zeros));
+      for (const j of shown) await fill(await reserve(first + j * clusterSize, clusterSize));
+    }
+  }
+}
+
+async function clearEntries(state: WriteState, index: number, slice: number, zeros: readonly number[]): Promise<void> {
+  if (zeros.length === 0) return;
+  const { geometry, slices } = state.parts;
+  const { clusterSize, sliceSize, sliceEntries, entrySize, l2Coverage } = geometry;
+  const at = (await ensureL2Table(state, index)) / sliceSize + slice;
+  await slices.hold(at, 'mapping');
+  try {
+    const bytes = slices.modify(at);
+    const entry = new EntryView();
+    for (const j of zeros) {
+      const guest = index * l2Coverage + (slice * sliceEntries + j) * clusterSize;
+      entry.read(state, bytes, j * entrySize, at * sliceSize, guest);
+      entry.unlink(state, guest, true);
+      setEntry(bytes, j * entrySize, 0, 0, 0);
+    }
+  } finally {
+    slices.unhold(at);
+  }
+}
+
+async function fill(reservation: Reservation): Promise<void> {
+  try {
+    // Fresh space too: the file must reach as far as its clusters.
+    for (const { storage, storageOffset, length } of reservation.regions) {
+      await zeroFill(storage, storageOffset, length);
+    }
+  } catch (error) {
+    await reservation.abort();
+    throw error;
+  }
+  await reservation.commit();
+}
+
+/** @throws {ImageError} UNSUPPORTED when a snapshot's own tables have zero clusters: they are not changed */
+export async function refuseZerosInSnapshots(state: WriteState, snapshots: readonly Qcow2Snapshot[]): Promise<void> {
+  const { storage, geometry } = state.parts;
+  const { clusterSize, entrySize } = geometry;
+  const seen = new Set<number>();
+  for (const { id, l1TableOffset: offset, l1Size: entries } of snapshots) {
+    const l1 = await PointerTable.load(storage, { name: 'snapshot L1 table', offset, entries, clusterSize });
+    for (let i = 0; i < l1.entries; i++) {
+      const table = l1.checkedTarget(i);
+      if (table === 0 || seen.has(table)) continue;
+      seen.add(table);
+      const bytes = await readBytes(storage, table, clusterSize);
+      for (let at = 0; at < clusterSize; at += entrySize) {
+        const compressed = (getU32(bytes, at) & 0x40000000) !== 0;
+        if (compressed || (getU32(bytes, at + 4) & ZERO_BIT) === 0) continue;
+        throw new ImageError('UNSUPPORTED', `snapshot ${id} has zero clusters, which compat 0.10 cannot say`, {
+          path: storage.path,
+          help: 'Delete the snapshot first, or convert the image.',
+        });
+      }
+    }
+  }
+}

@@ -1,0 +1,124 @@
+/** `lunette amend` beside `qemu-img amend`: the same command lines on twins end in images that QEMU finds alike, and whole. */
+
+import assert from 'node:assert/strict';
+import { copyFile, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { KiB, MiB } from '../../formats/core/units.ts';
+import { cli } from '../support/cli.ts';
+import { run } from '../support/process.ts';
+import { assertClean, compare, create, info, qemuImg, qemuIo } from '../support/qemu.ts';
+import { requires } from '../support/requires.ts';
+import { type Cleanup, temporaryDirectory } from '../support/temporary.ts';
+
+type Facts = Record<string, unknown>;
+
+/** What info says, without what is free to differ. */
+async function facts(path: string): Promise<Facts> {
+  const { filename, 'actual-size': _size, snapshots, 'full-backing-filename': _full, ...rest } = await info(path);
+  return { ...rest, snapshots: (snapshots as Facts[] | undefined)?.map(({ id, name }) => [id, name]) };
+}
+
+interface Shape {
+  readonly what: string;
+  readonly clusterSize?: number;
+  readonly options?: Readonly<Record<string, string | number>>;
+  readonly backing?: boolean;
+  readonly snapshot?: boolean;
+  /** Lines that QEMU takes and we do not: it loses what the older version cannot say. */
+  readonly refused?: readonly string[];
+  readonly after?: (path: string) => Promise<unknown>;
+}
+
+const DOWN = ['compat=0.10', 'compat=0.10,refcount_bits=16'];
+const SHAPES: readonly Shape[] = [
+  { what: 'version 3', after: (path) => qemuIo(path, ['write -z 2M 1M', 'discard 0 64k']) },
+  { what: 'version 3 over a backing file', backing: true, clusterSize: 4 * KiB },
+  { what: 'version 2 over a backing file', backing: true, options: { compat: '0.10' } },
+  { what: 'version 2 with a snapshot', snapshot: true, options: { compat: '0.10' }, clusterSize: 512 },
+  { what: 'version 3 with a snapshot', snapshot: true, clusterSize: 512 },
+  { what: 'wide refcounts and lazy', options: { refcount_bits: 64, lazy_refcounts: 'on' }, clusterSize: 64 * KiB },
+  { what: 'one bit', options: { refcount_bits: 1 }, clusterSize: 512 },
+  { what: 'zstd', options: { compression_type: 'zstd' }, refused: DOWN },
+  { what: 'extended L2', options: { extended_l2: 'on' } },
+  { what: 'bitmaps', refused: DOWN, after: (path) => qemuImg('bitmap', '--add', path, 'b') },
+  {
+    what: 'a snapshot of another size',
+    snapshot: true,
+    after: (path) => qemuImg('resize', '-q', path, '9M'),
+  },
+];
+
+const LINES = [
+  'compat=1.1',
+  'compat=0.10',
+  'lazy_refcounts=on',
+  'lazy_refcounts=off',
+  'refcount_bits=1',
+  'refcount_bits=8',
+  'refcount_bits=64',
+  'compat=0.10,refcount_bits=16',
+  'compat=1.1,refcount_bits=32,lazy_refcounts=on',
+  'refcount_bits=3',
+  'cluster_size=4096',
+  'backing_file=other.qcow2',
+  'nonsense=1',
+  'compat=0.10,lazy_refcounts=on',
+  'data_file_raw=on',
+  'size=12M',
+];
+
+async function make(t: Cleanup, { clusterSize = 64 * KiB, options, backing, snapshot, after }: Shape): Promise<string> {
+  const folder = await temporaryDirectory(t);
+  const lower = await create(t, { path: join(folder, 'base.qcow2'), size: 6 * MiB, clusterSize: 4 * KiB });
+  await qemuIo(lower, ['write -P 9 0 6M']);
+  const path = await create(t, {
+    path: join(folder, 'disk.qcow2'),
+    size: 8 * MiB,
+    clusterSize,
+    ...(backing === true ? { backing: lower } : {}),
+    ...(options === undefined ? {} : { options }),
+  });
+  await qemuIo(path, ['write -P 1 100k 1M', 'write -P 2 7M 100k', 'write -z 3M 200k']).catch(() => undefined);
+  if (options?.compat !== '0.10') await qemuIo(path, ['write -z -u 5M 300k', 'write -z 200k 128k']);
+  if (snapshot === true) {
+    if (options?.compat !== '0.10')
+      await qemuIo(path, ['write -P 3 3M 200k', 'write -P 3 5M 300k', 'write -P 3 200k 128k']);
+    await qemuImg('snapshot', '-c', 'before', path);
+    await qemuIo(path, ['write -P 4 1M 1M']);
+  }
+  await after?.(path);
+  return path;
+}
+
+for (const shape of SHAPES) {
+  test(`amend ends as qemu-img's: ${shape.what}`, { skip: requires.qemuIo() }, async (t) => {
+    const original = await make(t, shape);
+    for (const [i, line] of LINES.entries()) {
+      const theirs = `${original}.${i}.theirs`;
+      const ours = `${original}.${i}.ours`;
+      await copyFile(original, theirs);
+      await copyFile(original, ours);
+      const qemu = await run('qemu-img', ['amend', '-f', 'qcow2', '-o', line, theirs]);
+      const { status, stderr } = await cli('amend', '-f', 'qcow2', '-o', line, ours);
+      const context = `${line}: QEMU ${qemu.status} ${qemu.stderr}, ours ${status} ${stderr}`;
+      assert.equal(status === 0, qemu.status === 0 && shape.refused?.includes(line) !== true, context);
+      if (status !== 0) {
+        assert.ok((await readFile(ours)).equals(await readFile(original)), `${context}: the image was touched`);
+        continue;
+      }
+      assert.deepEqual(await facts(ours), await facts(theirs), context);
+      await assertClean(ours);
+      if (!line.includes('size')) assert.ok(await compare(original, ours, '-f', 'qcow2', '-F', 'qcow2'), context);
+      if (shape.snapshot !== true || line.includes('size')) continue;
+      // The snapshot shows what it did.
+      const [before, after] = await Promise.all(
+        [original, ours].map(async (path) => {
+          await qemuImg('convert', '-f', 'qcow2', '-l', 'before', '-O', 'raw', path, `${path}.snapshot`);
+          return readFile(`${path}.snapshot`);
+        }),
+      );
+      assert.ok(before?.equals(after as Buffer), `${context}: the snapshot has changed`);
+    }
+  });
+}
