@@ -75,6 +75,7 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
     'formats/raw',
     'formats/luks',
     'formats/qcow2',
+    'formats/luks',
     'formats/vmdk',
     'formats/vdi',
     'formats/luks',
