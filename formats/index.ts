@@ -39,6 +39,7 @@ export type {
   Layer,
   LayerInfo,
   NewSnapshotOptions,
+  ParentName,
   ResizeOptions,
   SnapshotInfo,
   SnapshotReference,

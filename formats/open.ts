@@ -48,6 +48,8 @@ export interface OpenImageOptions {
    * from then on, also when this open fails.
    */
   base?: ChainImage | undefined;
+  /** Opens the file without what stands below it: to change what it says of that, not to read the disk. */
+  alone?: boolean | undefined;
   /** The parent's path, in place of what the file names or of a search by its ids. It must have those ids all the same. */
   parent?: string | undefined;
   /** A parent with other ids than the child expects is a warning, no error. */
@@ -122,7 +124,7 @@ export class ImageHost {
       releases.push(() => top.close());
       const layers = [top];
       if (base !== undefined) layers.push(...base.layers);
-      else await this.#openParents(layers, releases, shared, options);
+      else if (options.alone !== true) await this.#openParents(layers, releases, shared, options);
       const image: ChainImage = new ChainImage(layers, {
         path,
         readOnly,

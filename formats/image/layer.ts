@@ -89,6 +89,13 @@ export interface Layer {
   condemn?(error: ImageError): Promise<void>;
   /** Changes the guest size. New space reads as zeros also over a longer parent. */
   resize(size: number, options: ResizeOptions): Promise<void>;
+  /** Lets go of all that the file holds of the disk: the parent shows everywhere. Durable. Absent: the format cannot. */
+  empty?(): Promise<void>;
+  /**
+   * Names another parent in the file, or none: in one step, behind everything written before, durably. This layer goes on over the one that it was
+   * opened with. Absent: the format cannot.
+   */
+  setParent?(parent: ParentName | undefined): Promise<void>;
   /** Takes note of changes: told by the mover before each of them, snapshots and sizes excepted. */
   readonly recorder?: ChangeRecorder | undefined;
   /** Persistent dirty bitmaps, for formats that have them. */
@@ -144,6 +151,12 @@ export interface LayerLimits {
   readonly zeroUnit: number;
   /** release() takes ranges of this alignment; 0 when it always refuses. */
   readonly discardUnit: number;
+}
+
+/** A parent as a file names it: the name relative to the file, or absolute. */
+export interface ParentName {
+  readonly path: string;
+  readonly format?: string | undefined;
 }
 
 /** How an image names its parent; a resolver finds it, the gate judges it. */

@@ -12,7 +12,8 @@ export const EXTENSION = {
   DATA_FILE: 0x44415441,
 } as const;
 
-const MAX_BACKING_FORMAT = 15;
+/** Most bytes of a backing file's format name. */
+export const MAX_BACKING_FORMAT = 15;
 const FEATURE_ENTRY = 48;
 export const MAX_BITMAPS = 65535;
 export const MAX_BITMAP_DIRECTORY = MAX_BITMAPS * 1024;

@@ -11,6 +11,7 @@ import type {
   LayerInfo,
   LayerLimits,
   NewSnapshotOptions,
+  ParentName,
   ParentReference,
   Reservation,
   ResizeOptions,
@@ -215,6 +216,15 @@ export class Qcow2Layer implements Layer {
 
   async resize(size: number, options: ResizeOptions): Promise<void> {
     await this.#writing().resize(this.#size, size, options, () => this.#resized(size));
+  }
+
+  async empty(): Promise<void> {
+    await this.#writing().empty();
+    this.#resized(this.#size);
+  }
+
+  setParent(parent: ParentName | undefined): Promise<void> {
+    return this.#writing().setParent(parent);
   }
 
   async createSnapshot(name: string, options: NewSnapshotOptions): Promise<Qcow2Snapshot> {

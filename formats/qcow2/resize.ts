@@ -131,6 +131,14 @@ async function dropBehind(host: ResizeHost, size: number): Promise<void> {
   }
 }
 
+/** Unmaps everything: the file holds nothing of the disk any more. VM state that a snapshot left in the active tables goes as well. */
+export async function dropAll(host: ResizeHost): Promise<void> {
+  const { l1 } = host.state.parts;
+  for (let index = 0; index < l1.entries; index++) {
+    if (l1.checkedTarget(index) !== 0) await dropTable(host, index);
+  }
+}
+
 /** Unmaps an L2 table with all that it refers to. */
 async function dropTable(host: ResizeHost, index: number): Promise<void> {
   const { state } = host;

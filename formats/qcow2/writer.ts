@@ -1,8 +1,8 @@
 import type { BlockCache } from '../cache/cache.ts';
-import { codeOf, type ImageError, LunetteError } from '../core/errors.ts';
+import { codeOf, ImageError, LunetteError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
 import { alignUp } from '../core/units.ts';
-import type { CompressedReservation, Reservation, ResizeOptions } from '../image/layer.ts';
+import type { CompressedReservation, ParentName, Reservation, ResizeOptions } from '../image/layer.ts';
 import type { LeaseBook } from '../image/lease.ts';
 import type { Storage } from '../storage/storage.ts';
 import { Allocator } from './allocator.ts';
@@ -12,9 +12,11 @@ import { makeCompressedReservation } from './compressed-reservation.ts';
 import { type ZeroMode, zeroSlice } from './discard-zero.ts';
 import { CRYPT_NONE } from './encryption.ts';
 import { expandZeros, refuseZerosInSnapshots } from './expand-zeros.ts';
+import { EXTENSION, MAX_BACKING_FORMAT } from './extensions.ts';
 import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE } from './features.ts';
 import { Flusher } from './flush.ts';
 import { HEADER_V3, type Qcow2Header } from './header.ts';
+import { rewriteHeader, withExtension } from './header-rewrite.ts';
 import { HeaderSector } from './header-sector.ts';
 import type { Mapping } from './mapping.ts';
 import type { MetadataMap } from './metadata-map.ts';
@@ -25,7 +27,7 @@ import { type Preallocation, preallocate } from './preallocate.ts';
 import { Refcounts } from './refcount.ts';
 import { repairRefcounts } from './repair-refcounts.ts';
 import { makeReservation } from './reservation.ts';
-import { resizeDisk } from './resize.ts';
+import { dropAll, resizeDisk } from './resize.ts';
 import type { SliceCache } from './slices.ts';
 import type { SnapshotTable } from './snapshot.ts';
 import { SnapshotEditor } from './snapshot-editor.ts';
@@ -220,6 +222,30 @@ export class Qcow2Writer {
       }),
     );
     await change();
+  }
+
+  /** As Layer.empty. */
+  async empty(): Promise<void> {
+    await dropAll(this.#host());
+    await this.#quiet();
+  }
+
+  /** As Layer.setParent. */
+  async setParent(parent: ParentName | undefined): Promise<void> {
+    const { storage, rawData } = this.#state.parts;
+    if (rawData && parent !== undefined) {
+      const why = 'its data file is the disk as a raw image: it cannot have a backing file';
+      throw new ImageError('UNSUPPORTED', why, { path: storage.path });
+    }
+    const format = parent?.format === undefined ? undefined : new TextEncoder().encode(parent.format);
+    if (format !== undefined && format.length > MAX_BACKING_FORMAT) {
+      throw new ImageError('TOO_LARGE', `a format name of ${format.length} bytes is too long`, { path: storage.path });
+    }
+    await this.#quiet();
+    await rewriteHeader(this.#host(), {
+      backingFile: parent?.path ?? null,
+      extensions: (list) => withExtension(list, EXTENSION.BACKING_FORMAT, format),
+    });
   }
 
   flush(): Promise<void> {
