@@ -40,6 +40,8 @@ export class ChainImage implements Image {
   /** For writes that wait, which may overlap in time. */
   readonly #freeExtents: ExtentBuffer[] = [];
   readonly #resizeListeners = new Set<(size: number) => void>();
+  /** See Image. Counted when a change is visible, while its range is still held: a flush that begins later covers what was counted. */
+  mappingChanges = 0;
   /** beginWrite() has succeeded. */
   #begun = false;
   #beginning: Promise<void> | undefined;
@@ -168,6 +170,7 @@ export class ChainImage implements Image {
 
   async #zero(offset: number, length: number, unmap: boolean): Promise<void> {
     if (length > 0 && !(await this.#top.zero(offset, length, unmap))) await this.#writeZeros(offset, length);
+    this.mappingChanges++;
   }
 
   async discard(offset: number, length: number): Promise<void> {
@@ -179,6 +182,7 @@ export class ChainImage implements Image {
     if (start >= end) return;
     await this.#change(roundedRange(start, end - start, Math.max(unit, this.limits.allocationUnit)), async () => {
       await this.#top.release(start, end - start);
+      this.mappingChanges++;
     });
   }
 
@@ -442,6 +446,7 @@ export class ChainImage implements Image {
         continue;
       }
       await reservation.commit();
+      this.mappingChanges++;
       return end;
     }
   }

@@ -59,6 +59,12 @@ export interface Image {
   flush(): Promise<void>;
 
   /**
+   * Changes so far of where bytes are. What was not flushed since is lost with the process, although the data itself has been handed to
+   * the system. Absent: there are none, or nobody knows.
+   */
+  readonly mappingChanges?: number;
+
+  /**
    * Extents from `offset` on with the layer that decided; ABSENT where no layer holds it (reads as zeros). May end early, see out.end.
    */
   map(offset: number, length: number, out: ExtentBuffer): Promise<number>;

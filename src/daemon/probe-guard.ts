@@ -47,6 +47,9 @@ export class ProbeGuard implements Image {
   get limits(): ImageLimits {
     return this.#image.limits;
   }
+  get mappingChanges(): number {
+    return this.#image.mappingChanges ?? 0;
+  }
 
   tryReadv(offset: number, iov: IoVec): boolean {
     return !this.#overtakes(offset) && this.#image.tryReadv(offset, iov);

@@ -1,5 +1,6 @@
 import { closeSync, constants, openSync } from 'node:fs';
 import { codeOf, type ErrorCode, fromSystemError, LunetteError } from '../../formats/core/errors.ts';
+import type { Image } from '../../formats/image/image.ts';
 import type { ImageHost } from '../../formats/index.ts';
 import type { TcmuUio } from '../lio/uio-devices.ts';
 import { UserBackstore } from '../lio/user-backstore.ts';
@@ -11,6 +12,7 @@ import { closeInOrder } from './close-in-order.ts';
 import { CommandStatistics } from './command-statistics.ts';
 import type { ServerLog } from './log.ts';
 import { checkRequest, type OpenedExport, openExport } from './open-export.ts';
+import { SettledImage } from './settled-image.ts';
 import { requestOf } from './tcmu-handlers.ts';
 
 /** One command takes an eighth of the data area at most: so several fit, and none waits for ever. */
@@ -58,6 +60,7 @@ export class TcmuDisk {
   readonly config: string;
   readonly statistics = new CommandStatistics();
   readonly #opened: OpenedExport;
+  readonly #image: SettledImage;
   readonly #server: ScsiDevice;
   readonly #events: DiskEvents;
   readonly #blockSize: 512 | 4096;
@@ -67,6 +70,7 @@ export class TcmuDisk {
     this.backstore = new UserBackstore(uio.backstore);
     this.config = uio.backstore.config;
     this.#opened = opened;
+    this.#image = new SettledImage(opened.image);
     this.#blockSize = blockSize;
     this.#events = events;
     // Ports belong to the kernel, and are not known here.
@@ -105,8 +109,8 @@ export class TcmuDisk {
     return this.#opened.format;
   }
 
-  get image(): OpenedExport['image'] {
-    return this.#opened.image;
+  get image(): Image {
+    return this.#image;
   }
 
   /** Commands that have been fetched and not completed. */
@@ -154,12 +158,12 @@ export class TcmuDisk {
 
   /** Detaches, flushes and closes the image. */
   close(): Promise<void> {
-    return closeInOrder([() => this.detach(), () => this.#server.close(), () => this.#opened.image.close()]);
+    return closeInOrder([() => this.detach(), () => this.#server.close(), () => this.#image.close()]);
   }
 
   /** Another size. @throws {LunetteError} INVALID when the disk would become smaller */
   async resize(size: number): Promise<void> {
-    const { image } = this.#opened;
+    const image = this.#image;
     if (size <= image.size) {
       if (Math.floor(size / this.#blockSize) === Math.floor(image.size / this.#blockSize)) return;
       throw new LunetteError('INVALID', `the disk has ${image.size} bytes: it is not made smaller while it is in use`, {
@@ -173,7 +177,7 @@ export class TcmuDisk {
     const page = 4096;
     const share = Math.max(page, Math.floor(dataAreaSize / SHARE_OF_DATA_AREA / page) * page);
     const unit = this.#server.addUnit(0, {
-      image: this.#opened.image,
+      image: this.#image,
       // Until LIO has given it a serial number.
       identity: `tcmu\0${this.backstore.key}\0${this.config}`,
       ...LIO_NAMES,
