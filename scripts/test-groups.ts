@@ -18,6 +18,6 @@ export const GROUPS: readonly Group[] = [
   { name: 'fuzz', budgetSeconds: 180, concurrency: 2, quick: false },
   { name: 'conformance', budgetSeconds: 420, concurrency: 2, quick: false },
   // Servers, initiators and kills: one file at a time, so that one does not starve the other's timers.
-  { name: 'e2e', budgetSeconds: 1200, concurrency: 1, quick: false },
+  { name: 'e2e', budgetSeconds: 1800, concurrency: 1, quick: false },
   { name: 'bench', budgetSeconds: 120, concurrency: 1, quick: false },
 ];
