@@ -12,10 +12,15 @@ export async function runChecksum(
   options: ChecksumCommandOptions,
   warn: (message: string, path: string) => void,
 ): Promise<void> {
-  const { algorithm, format, snapshot, forceShare, strict, allow, allowAny } = options;
+  const { algorithm, format, snapshot, forceShare, strict, allow, allowAny, secretFile } = options;
   const interrupted = new AbortController();
   const stopListening = context.interrupts.once(() => interrupted.abort());
-  const image = await openDisk(createHost({ allow, allowAny, warn }), name, { format, snapshot, forceShare, strict });
+  const image = await openDisk(createHost({ allow, allowAny, secretFile, warn }), name, {
+    format,
+    snapshot,
+    forceShare,
+    strict,
+  });
   try {
     const progress = createProgress(context, options, { label: 'reading', total: image.size });
     let sum: string;

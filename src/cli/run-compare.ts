@@ -11,7 +11,9 @@ import { createProgress } from './progress.ts';
 /** Exit statuses of `compare`, after qemu-img's. */
 export const COMPARE_STATUS = { DIFFERENT: 1, OPEN_FAILED: 2, READ_FAILED: 4 } as const;
 
-export interface RunCompareOptions extends Omit<CompareCommandOptions, 'json' | 'allow' | 'allowAny'>, HostOptions {
+export interface RunCompareOptions
+  extends Omit<CompareCommandOptions, 'json' | 'allow' | 'allowAny' | 'secretFile'>,
+    HostOptions {
   readonly json: boolean;
 }
 

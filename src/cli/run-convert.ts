@@ -8,6 +8,7 @@ import { convertToStream } from '../convert/to-stream.ts';
 import { createGate, createHost } from '../open/host.ts';
 import { parseImageName, parseImageSource } from '../open/name.ts';
 import { openDisk } from '../open/open-disk.ts';
+import { secretsOf } from '../open/secrets.ts';
 import type { ConvertCommandOptions } from './commands/convert.ts';
 import type { CliContext } from './context.ts';
 import { asksForHelp, parseOptionTexts, renderOptions } from './create-options.ts';
@@ -36,7 +37,7 @@ export async function runConvert(
   const parallel = parallelOf(options);
   const interrupted = new AbortController();
   const stopListening = context.interrupts.once(() => interrupted.abort());
-  const host = createHost({ allow: options.allow, allowAny: options.allowAny, warn });
+  const host = createHost({ allow: options.allow, allowAny: options.allowAny, secretFile: options.secretFile, warn });
   const sources: Image[] = [];
   try {
     for (const name of names) {
@@ -67,6 +68,7 @@ export async function runConvert(
             ...creation(options),
             target: parseImageName(target).path,
             gate: createGate(options),
+            secrets: secretsOf(options.secretFile),
           }));
       progress.end();
       if (checksum !== undefined) text.write(`${checksum}  ${target}\n`);

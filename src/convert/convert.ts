@@ -1,6 +1,7 @@
 import path from 'node:path';
 import { LunetteError } from '../../formats/core/errors.ts';
 import { MiB } from '../../formats/core/units.ts';
+import type { Secrets } from '../../formats/driver.ts';
 import {
   type ChainImage,
   type CreateBacking,
@@ -50,6 +51,8 @@ export interface ConvertOptions
   readonly verify?: boolean | undefined;
   /** Work out the SHA-256 of the disk on the way. */
   readonly checksum?: boolean | undefined;
+  /** Passphrases: an encrypted target gets the first. */
+  readonly secrets?: Secrets | undefined;
   readonly gate?: OpenGate | undefined;
   readonly warn?: ((message: string, path: string) => void) | undefined;
   readonly openStorage?: StorageOpener | undefined;
@@ -127,12 +130,13 @@ async function lookAtBacking(options: ConvertOptions, staged: StagedTarget): Pro
 }
 
 function hostFor(options: ConvertOptions, openStorage: StorageOpener): ImageHost {
-  const { gate, warn } = options;
+  const { gate, warn, secrets } = options;
   return new ImageHost({
     cache: new SharedBlockCache(TARGET_CACHE),
     openStorage,
     ...(gate === undefined ? {} : { gate }),
     ...(warn === undefined ? {} : { warn }),
+    ...(secrets === undefined ? {} : { secrets }),
   });
 }
 
@@ -140,6 +144,7 @@ interface NewImage {
   readonly creator: FormatCreator;
   readonly values: CreateValues;
   readonly backing: CreateBacking | undefined;
+  readonly secrets?: Secrets | undefined;
 }
 
 /** Makes the empty image and copies the disk into it. */
@@ -150,7 +155,7 @@ async function writeImage(
   options: ConvertOptions,
   checksum: StreamChecksum | undefined,
 ): Promise<void> {
-  await createEmpty(source.size, staged, { creator, values, backing });
+  await createEmpty(source.size, staged, { creator, values, backing, secrets: options.secrets });
   const host = hostFor(options, staged.open);
   const image = await host.open(staged.path, { format: creator.format });
   let encoder: WorkerEncoder | undefined;
@@ -180,7 +185,11 @@ async function writeImage(
   }
 }
 
-async function createEmpty(size: number, staged: StagedTarget, { creator, values, backing }: NewImage): Promise<void> {
+async function createEmpty(
+  size: number,
+  staged: StagedTarget,
+  { creator, values, backing, secrets }: NewImage,
+): Promise<void> {
   const main = await staged.open(staged.path, { readOnly: false });
   const further: Storage[] = [];
   try {
@@ -189,6 +198,7 @@ async function createEmpty(size: number, staged: StagedTarget, { creator, values
       size,
       values,
       backing,
+      secret: async () => (await secrets?.())?.[0],
       async createFile(name) {
         const storage = await staged.createFile(path.resolve(path.dirname(staged.path), name));
         further.push(storage);

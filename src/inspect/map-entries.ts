@@ -3,6 +3,7 @@ import {
   ALLOCATED,
   COMPRESSED,
   DATA,
+  ENCRYPTED,
   ExtentBuffer,
   type Image,
   type Layer,
@@ -69,6 +70,7 @@ async function* entriesOf(
   const length = extents.lengths[i] as number;
   const storage = extents.storages[i] ?? null;
   const placed = storage !== null && (kind === DATA || (kind === ZERO && (flags & ALLOCATED) !== 0));
+  const shown = placed && (flags & ENCRYPTED) === 0;
   const entry: MapEntry = {
     start,
     length,
@@ -79,8 +81,9 @@ async function* entriesOf(
     zero: kind === ZERO || kind === ABSENT,
     data: kind === DATA || kind === OPAQUE || (placed && isFlat(layers?.[depth], storage)),
     compressed: kind === OPAQUE && (flags & COMPRESSED) !== 0,
-    offset: placed ? (extents.storageOffsets[i] as number) : undefined,
-    filename: placed ? storage.path : undefined,
+    // Of encrypted bytes nobody can make anything without the key.
+    offset: shown ? (extents.storageOffsets[i] as number) : undefined,
+    filename: shown ? storage.path : undefined,
   };
   const layer = layers?.[depth];
   const split = kind === DATA && storage !== null && layer !== undefined && holed(layer);

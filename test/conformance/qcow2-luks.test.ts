@@ -331,3 +331,42 @@ test('key slots that we and QEMU add and erase open for both', { skip: requires.
   assert.deepEqual([await opens(at.secret), await opens(second), await opens(third)], [false, false, true]);
   await runOk('qemu-img', ['check', ...secretObject(third), '--image-opts', imageOptions(at.path)]);
 });
+
+test('convert, compare and map read and make encrypted images', { skip: requires.qemuImg() }, async (t) => {
+  const random = randomFor(t);
+  const at = await scene(t);
+  const raw = join(at.directory, 'disk.raw');
+  const back = join(at.directory, 'back.raw');
+  const content = new Uint8Array(SIZE);
+  random.fill(content.subarray(MiB, 3 * MiB));
+  await writeFile(raw, content);
+  const options = 'encrypt.format=luks,encrypt.iter-time=10';
+  const ok = async (...args: string[]): Promise<string> => {
+    const result = await cli(...args);
+    assert.equal(result.status, 0, result.stderr);
+    return result.stdout;
+  };
+  await ok('convert', '-f', 'raw', '-O', 'qcow2', '--secret-file', at.secret, '-o', options, raw, at.path);
+  await assertAgreed(at, content);
+  await ok('convert', '-O', 'raw', '--secret-file', at.secret, at.path, back);
+  assert.ok(Buffer.compare(await readFile(back), content) === 0);
+  await ok('compare', '--secret-file', at.secret, at.path, back);
+  const map = JSON.parse(await ok('map', '--json', '--secret-file', at.secret, at.path)) as { offset?: number }[];
+  assert.ok(
+    map.every(({ offset }) => offset === undefined),
+    'as qemu-img: where encrypted bytes are says nothing',
+  );
+  const compressed = await cli(
+    'convert',
+    '-c',
+    '-O',
+    'qcow2',
+    '--secret-file',
+    at.secret,
+    '-o',
+    options,
+    at.path,
+    back,
+  );
+  assert.equal(compressed.status, 1);
+});

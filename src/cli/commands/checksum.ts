@@ -6,12 +6,14 @@ import {
   forceShareOption,
   formatOption,
   progressOption,
+  secretFileOption,
   strictOption,
 } from '../options.ts';
 import { type CommonOptions, warn } from '../output.ts';
 
 /** Options of `checksum` as commander gives them. */
 export interface ChecksumCommandOptions extends CommonOptions {
+  readonly secretFile?: string;
   readonly algorithm: 'blk-sha256' | 'sha256';
   readonly format?: string;
   readonly snapshot?: string;
@@ -53,6 +55,7 @@ export function registerChecksum(program: Command, context: CliContext): void {
     .addOption(strictOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
+    .addOption(secretFileOption())
     .addHelpText('after', EXAMPLES)
     .action(async (image: string, _own: ChecksumCommandOptions, command: Command) => {
       const options = command.optsWithGlobals<ChecksumCommandOptions>();

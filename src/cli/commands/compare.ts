@@ -8,12 +8,14 @@ import {
   jsonOption,
   outputOption,
   progressOption,
+  secretFileOption,
   strictOption,
 } from '../options.ts';
 import { type CommonOptions, type OutputOptions, wantsJson, warn } from '../output.ts';
 
 /** Options of `compare` as commander gives them. */
 export interface CompareCommandOptions extends CommonOptions, OutputOptions {
+  readonly secretFile?: string;
   readonly format?: string;
   readonly secondFormat?: string;
   readonly exact?: boolean;
@@ -53,6 +55,7 @@ export function registerCompare(program: Command, context: CliContext): void {
     .addOption(strictOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
+    .addOption(secretFileOption())
     .addHelpText('after', EXAMPLES)
     .action(async (first: string, second: string, _own: CompareCommandOptions, command: Command) => {
       const options = command.optsWithGlobals<CompareCommandOptions>();

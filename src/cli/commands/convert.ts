@@ -8,6 +8,7 @@ import {
   formatOption,
   ignoreCidOption,
   parentOption,
+  secretFileOption,
   sizeArgument,
   strictOption,
 } from '../options.ts';
@@ -15,6 +16,7 @@ import { type CommonOptions, warn } from '../output.ts';
 
 /** Options of `convert` as commander gives them. */
 export interface ConvertCommandOptions extends CommonOptions {
+  readonly secretFile?: string;
   readonly format?: string;
   readonly outputFormat: string;
   readonly options?: readonly string[];
@@ -87,6 +89,7 @@ export function registerConvert(program: Command, context: CliContext): void {
     .addOption(ignoreCidOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
+    .addOption(secretFileOption())
     .addHelpText('after', EXAMPLES)
     .action(async (images: string[], _own: ConvertCommandOptions, command: Command) => {
       const options = command.optsWithGlobals<ConvertCommandOptions>();

@@ -7,12 +7,14 @@ import {
   formatOption,
   jsonOption,
   outputOption,
+  secretFileOption,
   sizeArgument,
   strictOption,
 } from '../options.ts';
 import { type CommonOptions, type OutputOptions, wantsJson, warn } from '../output.ts';
 
 interface MapCommandOptions extends CommonOptions, OutputOptions {
+  readonly secretFile?: string;
   readonly format?: string;
   readonly snapshot?: string;
   readonly startOffset?: number;
@@ -47,6 +49,7 @@ export function registerMap(program: Command, context: CliContext): void {
     .addOption(strictOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
+    .addOption(secretFileOption())
     .option('--compat <version>', 'leave out of the JSON what QEMU before 8.2 does not print: --compat 7.2')
     .addHelpText('after', EXAMPLES)
     .action(async (image: string, _own: MapCommandOptions, command: Command) => {
