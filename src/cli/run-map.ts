@@ -1,12 +1,19 @@
+import { basename } from 'node:path';
 import { ImageError } from '../../formats/core/errors.ts';
+import { MAP_CELLS, mapAllocation, renderAllocationPage, renderAllocationSvg } from '../inspect/index.ts';
 import { type MapEntry, mapEntries } from '../inspect/map-entries.ts';
 import { createHost, type HostOptions } from '../open/host.ts';
 import { type OpenDiskOptions, openDisk } from '../open/open-disk.ts';
 import type { CliContext } from './context.ts';
 import { oneLine } from './exit.ts';
+import { writeText } from './run-report.ts';
 
 export interface RunMapOptions extends HostOptions, OpenDiskOptions {
   readonly json: boolean;
+  /** Draw all of the disk instead. */
+  readonly picture?: 'html' | 'svg' | undefined;
+  /** Where the picture goes; stdout when left out. */
+  readonly out?: string | undefined;
   /** Guest bytes to begin at. */
   readonly startOffset?: number | undefined;
   readonly maxLength?: number | undefined;
@@ -19,6 +26,12 @@ export interface RunMapOptions extends HostOptions, OpenDiskOptions {
 export async function runMap(context: CliContext, name: string, options: RunMapOptions): Promise<void> {
   const image = await openDisk(createHost(options), name, options);
   try {
+    if (options.picture !== undefined) {
+      const allocation = await mapAllocation(image, { maxCells: MAP_CELLS });
+      const render = options.picture === 'svg' ? renderAllocationSvg : renderAllocationPage;
+      await writeText(context, options.out ?? '-', render(basename(name), allocation));
+      return;
+    }
     const start = Math.min(image.size, options.startOffset ?? 0);
     const end = Math.min(image.size, start + (options.maxLength ?? image.size));
     const entries = mapEntries(image, { start, end });

@@ -22,6 +22,9 @@ export interface Allocation {
   readonly totals: Readonly<Record<AllocationKind | 'unallocated', number>>;
 }
 
+/** Cells of a picture: rows of 64, as many as there is room for on a page. */
+export const MAP_CELLS = 1280;
+
 const STEP = 1024 * 1024 * 1024;
 const CELL_ALIGN = 64 * 1024;
 

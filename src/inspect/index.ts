@@ -2,7 +2,7 @@
  * Takes images apart: what their snapshots cost, what differs between two of them, which files make a disk. The library face:
  * `import … from 'lunette/inspect'`. Nothing here changes an image.
  */
-export { ALLOCATION_KINDS, type Allocation, type AllocationKind, mapAllocation } from './allocation.ts';
+export { ALLOCATION_KINDS, type Allocation, type AllocationKind, MAP_CELLS, mapAllocation } from './allocation.ts';
 export { renderAllocationSvg } from './allocation-picture.ts';
 export { type ChainFile, describeFiles } from './chain.ts';
 export { type DiffOptions, type DiffState, diffStates } from './diff.ts';

@@ -1,7 +1,7 @@
 import path from 'node:path';
 import { type ChainImage, diffQcow2 } from '../../formats/index.ts';
 import type { Storage } from '../../formats/storage/storage.ts';
-import { type Allocation, cellSizeFor, mapAllocation, spread } from './allocation.ts';
+import { type Allocation, cellSizeFor, MAP_CELLS, mapAllocation, spread } from './allocation.ts';
 import { type ChainFile, describeFiles } from './chain.ts';
 import { type InspectOptions, inspectFile } from './inspect-file.ts';
 import { findMachine, type Machine } from './machine.ts';
@@ -42,7 +42,6 @@ export interface ReportOptions extends InspectOptions {
   readonly nowMs?: number | undefined;
 }
 
-const MAP_CELLS = 1280;
 const STRIP_CELLS = 160;
 /** A picture of more is none. */
 const MAX_STRIPS = 60;

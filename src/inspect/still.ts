@@ -32,8 +32,12 @@ export async function writerOf(storage: Storage): Promise<string | undefined> {
  * @throws {ImageError} LOCKED when it changes all the time
  */
 export async function lookWhileStill<T>(storage: Storage, look: () => Promise<T>): Promise<T> {
+  // Devices have no time of their last change: nothing tells that one stood still while somebody writes to it.
+  if (storage.fd !== null && !fstatSync(storage.fd).isFile() && (await writerOf(storage)) === undefined) return look();
   let failure: unknown;
   for (let attempt = 0; attempt < ATTEMPTS; attempt++) {
+    // The file may have grown since it was opened: a lock reads its size again.
+    await storage.lock('shared');
     const before = await settledStamp(storage);
     if (before !== undefined) {
       let result: { value: T } | undefined;
@@ -43,7 +47,7 @@ export async function lookWhileStill<T>(storage: Storage, look: () => Promise<T>
         failure = error;
       }
       // A file that stood still is as it was read, right or wrong.
-      if (stampOf(storage) === before) {
+      if (stampOf(storage) === before && Number(before.split(' ')[0]) === storage.size) {
         if (result !== undefined) return result.value;
         throw failure;
       }

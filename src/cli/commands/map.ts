@@ -1,4 +1,5 @@
-import type { Command } from 'commander';
+import { type Command, Option } from 'commander';
+import { UsageError } from '../../../formats/core/errors.ts';
 import type { CliContext } from '../context.ts';
 import {
   allowAnyOption,
@@ -6,15 +7,16 @@ import {
   forceShareOption,
   formatOption,
   jsonOption,
-  outputOption,
   secretFileOption,
   sizeArgument,
   strictOption,
 } from '../options.ts';
 import { type CommonOptions, type OutputOptions, wantsJson, warn } from '../output.ts';
 
-interface MapCommandOptions extends CommonOptions, OutputOptions {
+interface MapCommandOptions extends CommonOptions, Pick<OutputOptions, 'json'> {
   readonly secretFile?: string;
+  readonly output?: 'human' | 'json' | 'html' | 'svg';
+  readonly out?: string;
   readonly format?: string;
   readonly snapshot?: string;
   readonly startOffset?: number;
@@ -30,6 +32,7 @@ const EXAMPLES = `
 Examples:
   lunette map disk.qcow2
   lunette map --output json overlay.qcow2
+  lunette map --output svg -o disk.svg disk.qcow2      a picture of what is where
 `;
 
 /** `map`: where in which file the bytes of a disk are. */
@@ -45,7 +48,10 @@ export function registerMap(program: Command, context: CliContext): void {
     .option('--max-length <size>', 'how much of the disk to list', sizeArgument)
     .addOption(forceShareOption())
     .addOption(jsonOption('print JSON with qemu-img’s members'))
-    .addOption(outputOption())
+    .addOption(
+      new Option('--output <form>', 'human, json, or a picture: html, svg').choices(['human', 'json', 'html', 'svg']),
+    )
+    .option('-o, --out <file>', 'with html and svg: where to write it (default: stdout)')
     .addOption(strictOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
@@ -54,11 +60,24 @@ export function registerMap(program: Command, context: CliContext): void {
     .addHelpText('after', EXAMPLES)
     .action(async (image: string, _own: MapCommandOptions, command: Command) => {
       const options = command.optsWithGlobals<MapCommandOptions>();
-      const json = wantsJson(options);
+      const { output } = options;
+      const picture = output === 'html' || output === 'svg' ? output : undefined;
+      if (options.out !== undefined && picture === undefined) {
+        throw new UsageError('USAGE', '-o is for --output html and --output svg');
+      }
+      if (options.json === true && picture !== undefined) {
+        throw new UsageError('USAGE', `--json and --output ${picture} contradict each other`);
+      }
       const { runMap } = await import('../run-map.ts');
       await runMap(context, image, {
         ...options,
-        json,
+        json:
+          picture === undefined &&
+          wantsJson({
+            ...(options.json === undefined ? {} : { json: options.json }),
+            ...(output === 'human' || output === 'json' ? { output } : {}),
+          }),
+        picture,
         withCompressed: options.compat === undefined || Number.parseFloat(options.compat) >= 8.2,
         warn: (message, path) => warn(context, options, `${path}: ${message}`),
       });

@@ -118,6 +118,10 @@ test('an allocation map is a picture of its own, or a page', {
   assert.equal(await svg.page.evaluate('document.documentElement.tagName'), 'svg');
   assert.equal(await svg.page.evaluate('document.querySelectorAll("rect > title").length'), allocation.cells);
   assert.deepEqual(svg.complaints, []);
+  // The command makes the same, of which it does not know what is shared with snapshots.
+  const printed = await cli('map', '--output', 'svg', image.path);
+  assert.equal(printed.status, 0, printed.stderr);
+  assert.equal(printed.stdout, renderAllocationSvg('disk <b>.qcow2', allocation));
   const html = await openPage(
     browser,
     await temporaryFile(t, 'map.html', renderAllocationPage(HOSTILE, allocation)),
