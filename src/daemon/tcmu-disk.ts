@@ -13,11 +13,13 @@ import { CommandStatistics } from './command-statistics.ts';
 import type { ServerLog } from './log.ts';
 import { checkRequest, type OpenedExport, openExport } from './open-export.ts';
 import { SettledImage } from './settled-image.ts';
-import { requestOf } from './tcmu-handlers.ts';
+import { requestOf, type TcmuRequest } from './tcmu-handlers.ts';
 
 /** One command takes an eighth of the data area at most: so several fit, and none waits for ever. */
 const SHARE_OF_DATA_AREA = 8;
 const BLOCK_SIZES = [512, 4096] as const;
+/** Of a disc, whatever the kernel was told. */
+const OPTICAL_BLOCK_SIZE = 2048;
 
 /** SPC-4's protocol identifier for "none of these". */
 const NO_PROTOCOL = 0x0f;
@@ -57,21 +59,28 @@ export interface DiskEvents {
 /** A TCMU device with the image that it shows: opened, attached to its ring, served. */
 export class TcmuDisk {
   readonly backstore: UserBackstore;
-  readonly config: string;
+  readonly optical: boolean;
   readonly statistics = new CommandStatistics();
-  readonly #opened: OpenedExport;
-  readonly #image: SettledImage;
+  #config: string;
+  #opened: OpenedExport;
+  #image: SettledImage;
   readonly #server: ScsiDevice;
   readonly #events: DiskEvents;
   readonly #blockSize: 512 | 4096;
   #ring: { readonly device: TcmuDevice; readonly fd: number } | undefined;
 
-  private constructor(uio: TcmuUio, opened: OpenedExport, blockSize: 512 | 4096, events: DiskEvents) {
+  private constructor(
+    uio: TcmuUio,
+    opened: OpenedExport,
+    unit: { blockSize: 512 | 4096; optical: boolean },
+    events: DiskEvents,
+  ) {
     this.backstore = new UserBackstore(uio.backstore);
-    this.config = uio.backstore.config;
+    this.#config = uio.backstore.config;
+    this.optical = unit.optical;
     this.#opened = opened;
     this.#image = new SettledImage(opened.image);
-    this.#blockSize = blockSize;
+    this.#blockSize = unit.blockSize;
     this.#events = events;
     // Ports belong to the kernel, and are not known here.
     this.#server = new ScsiDevice({ ports: [], protocol: NO_PROTOCOL, transportVersions: [] });
@@ -86,8 +95,9 @@ export class TcmuDisk {
     const request = requestOf(uio.backstore.config);
     checkRequest(request);
     const backstore = new UserBackstore(uio.backstore);
+    const { optical } = request;
     const wanted = (await backstore.attribute('hw_block_size')) ?? 512;
-    const blockSize = BLOCK_SIZES.find((size) => size === wanted);
+    const blockSize = optical ? 512 : BLOCK_SIZES.find((size) => size === wanted);
     const size = (await backstore.attribute('dev_size')) ?? 0;
     if (blockSize === undefined) {
       throw new LunetteError('INVALID', `blocks of ${wanted} bytes are not served`, {
@@ -97,12 +107,18 @@ export class TcmuDisk {
     }
     const opened = await openExport(host, request, log);
     try {
-      checkSize(opened.image.size, size, blockSize, request.image, log);
-      return new TcmuDisk(uio, opened, blockSize, events);
+      if (optical) checkDisc(opened, request.image);
+      else checkSize(opened.image.size, size, blockSize, request.image, log);
+      return new TcmuDisk(uio, opened, { blockSize, optical }, events);
     } catch (error) {
       await opened.image.close().catch(() => undefined);
       throw error;
     }
+  }
+
+  /** As in dev_config; changes with the medium. */
+  get config(): string {
+    return this.#config;
   }
 
   get format(): string {
@@ -111,6 +127,11 @@ export class TcmuDisk {
 
   get image(): Image {
     return this.#image;
+  }
+
+  /** An initiator prevents the removal of the medium. */
+  get mediumHeld(): boolean {
+    return this.#server.unit(0)?.removalPrevented === true;
   }
 
   /** Commands that have been fetched and not completed. */
@@ -161,8 +182,37 @@ export class TcmuDisk {
     return closeInOrder([() => this.detach(), () => this.#server.close(), () => this.#image.close()]);
   }
 
-  /** Another size. @throws {LunetteError} INVALID when the disk would become smaller */
+  /**
+   * Puts another disc into the drive; commands that run finish on the old one.
+   *
+   * @param config as in dev_config
+   * @throws {LunetteError} INVALID for a disk, LOCKED while an initiator keeps the disc in, and whatever opening the new one says
+   */
+  async changeMedium(host: ImageHost, config: string, log: ServerLog): Promise<void> {
+    const unit = this.#server.unit(0);
+    if (!this.optical || unit === undefined) {
+      throw new LunetteError('INVALID', 'only the disc of an optical unit can be changed', { path: this.image.path });
+    }
+    const request: TcmuRequest = { ...requestOf(config), readOnly: true, overlay: undefined };
+    const opened = await openExport(host, request, log);
+    const image = new SettledImage(opened.image);
+    let old: Image | undefined;
+    try {
+      checkDisc(opened, request.image);
+      old = await unit.changeMedium(image);
+    } catch (error) {
+      await opened.image.close().catch(() => undefined);
+      throw error;
+    }
+    this.#opened = opened;
+    this.#image = image;
+    this.#config = config;
+    await old?.close();
+  }
+
+  /** Another size. A disc has its own. @throws {LunetteError} INVALID when the disk would become smaller */
   async resize(size: number): Promise<void> {
+    if (this.optical) return;
     const image = this.#image;
     if (size <= image.size) {
       if (Math.floor(size / this.#blockSize) === Math.floor(image.size / this.#blockSize)) return;
@@ -182,6 +232,7 @@ export class TcmuDisk {
       identity: `tcmu\0${this.backstore.key}\0${this.config}`,
       ...LIO_NAMES,
       blockSize: this.#blockSize,
+      optical: this.optical,
       maxTransfer: share,
       observer: this.statistics.observe,
     });
@@ -196,6 +247,13 @@ export class TcmuDisk {
     if (unit !== undefined && serial !== undefined && serial !== unit.identity.serial)
       unit.identity = identityBySerial(serial);
   }
+}
+
+function checkDisc({ image }: OpenedExport, path: string): void {
+  if (image.size >= OPTICAL_BLOCK_SIZE) return;
+  throw new LunetteError('INVALID', `${image.size} bytes are less than one block of a disc (${OPTICAL_BLOCK_SIZE})`, {
+    path,
+  });
 }
 
 function checkSize(actual: number, configured: number, blockSize: number, path: string, log: ServerLog): void {

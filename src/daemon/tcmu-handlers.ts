@@ -13,7 +13,7 @@ interface Handler {
 }
 
 const OPTIONS =
-  'Options: ;snapshot=NAME ;readonly ;overlay=/FILE.qcow2. Write %3A for a colon, %2C for a comma, %20 for a blank.';
+  'Options: ;snapshot=NAME ;readonly ;overlay=/FILE.qcow2 ;optical (a DVD drive, as for .iso) ;disk (not). Write %3A for a colon, %2C for a comma, %20 for a blank.';
 
 const HANDLERS: readonly Handler[] = [
   { name: 'qcow2', format: 'qcow2', what: 'a qcow2 image' },
@@ -26,6 +26,11 @@ const HANDLERS: readonly Handler[] = [
   { name: 'qcow', format: 'qcow2', what: 'a qcow2 image (the name that tcmu-runner has for it)' },
   { name: 'file', format: 'raw', what: 'a raw image (the name that tcmu-runner has for it)' },
 ];
+
+/** What a device's configuration asks for: an image, and what kind of unit shows it. */
+export interface TcmuRequest extends ExportRequest {
+  readonly optical: boolean;
+}
 
 /** Names and help texts, for targetcli. */
 export function handlerDescriptions(): { readonly name: string; readonly description: string }[] {
@@ -45,7 +50,7 @@ export function isOurHandler(config: string): boolean {
  *
  * @throws {LunetteError} INVALID saying what is wrong with it
  */
-export function requestOf(configString: string): ExportRequest {
+export function requestOf(configString: string): TcmuRequest {
   const config = parseConfigString(configString);
   const handler = HANDLERS.find(({ name }) => name === config.handler);
   if (handler === undefined) {
@@ -55,7 +60,9 @@ export function requestOf(configString: string): ExportRequest {
   }
   const { snapshot, readOnly, overlay } = config;
   const image = handler.url === undefined ? absolute(config.image) : urlOf(config.image, handler.url);
-  return { image, format: handler.format, snapshot, readOnly: readOnly || undefined, overlay };
+  // A disc in a drive is what somebody wants who names an .iso file; `disk` says otherwise.
+  const optical = config.optical ?? (overlay === undefined && /\.iso$/i.test(image));
+  return { image, format: handler.format, snapshot, readOnly: readOnly || optical || undefined, overlay, optical };
 }
 
 /** `HOST:PORT/NAME`, or a whole URL. */

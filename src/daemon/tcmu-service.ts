@@ -157,6 +157,7 @@ export class TcmuService {
       name,
       description,
       check: (config: string, trusted: boolean) => this.#check(name, config, trusted),
+      changeMedium: (device: string, size: number, config: string) => this.#changeMedium(name, device, size, config),
     }));
     try {
       const { TcmuObjects } = await import('../dbus/tcmu-objects.ts');
@@ -347,7 +348,13 @@ export class TcmuService {
     if (change !== undefined && entry.disk !== undefined) {
       if ('config' in change) {
         // targetctl restore writes every attribute, with the value that it has.
-        status = change.config === entry.uio.backstore.config ? 0 : EOPNOTSUPP;
+        if (change.config === entry.disk.config) status = 0;
+        else if (entry.disk.optical) {
+          await entry.disk.changeMedium(this.#host, change.config, this.#log);
+          entry.uio = { ...entry.uio, backstore: { ...entry.uio.backstore, config: change.config } };
+          this.#log.info({ device: entry.backstore.key }, `${entry.backstore.key}: another disc (${change.config})`);
+          status = 0;
+        }
       } else if ('size' in change) {
         await entry.disk.resize(change.size);
         status = 0;
@@ -458,6 +465,29 @@ export class TcmuService {
   }
 
   // --- D-Bus ---
+
+  /**
+   * Another disc for a drive. The kernel has to know its name, for whoever saves the configuration or serves the device next: so it is told,
+   * and asks us to change it.
+   */
+  async #changeMedium(handler: string, device: string, size: number, config: string): Promise<string | undefined> {
+    const given = config.startsWith(`${handler}/`) ? config : `${handler}/${config.replace(/^\/+(?=\/)/, '')}`;
+    const entry = [...this.#entries.values()].find(
+      ({ uio }) => uio.backstore.name === device && uio.backstore.config.startsWith(`${handler}/`),
+    );
+    if (entry?.disk === undefined) return `there is no device ${device} of user:${handler} that is served`;
+    if (!entry.disk.optical) return `${device} is a disk: only the disc of an optical unit can be changed`;
+    if (entry.disk.mediumHeld) return `${device}: an initiator keeps the disc in: unmount it there first`;
+    const problem = await this.#check(handler, given, true);
+    if (problem !== undefined) return problem;
+    try {
+      await entry.backstore.announce('dev_size', String(size));
+      await entry.backstore.announce('dev_config', given);
+      return undefined;
+    } catch (error) {
+      return describe(error);
+    }
+  }
 
   /** What is wrong with a configuration; whoever may know learns whether its image can be opened. */
   async #check(handler: string, config: string, trusted: boolean): Promise<string | undefined> {

@@ -1,8 +1,11 @@
+import { execFile } from 'node:child_process';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { errnoOf } from '../../formats/core/errors.ts';
+import { errnoOf, LunetteError } from '../../formats/core/errors.ts';
 
 export const TARGET_ROOT = '/sys/kernel/config/target';
+
+const ANNOUNCE_MS = 30_000;
 
 /** What the kernel names a device by, in UIO and netlink: `tcm-user/HBA/NAME/CONFIG`. */
 export interface BackstoreName {
@@ -43,6 +46,26 @@ export class UserBackstore {
 
   async setAttribute(name: string, value: number): Promise<void> {
     await writeFile(join(this.path, 'attrib', name), String(value));
+  }
+
+  /**
+   * Writes an attribute about which the kernel asks whoever serves the device, and waits for the answer: so another process writes.
+   *
+   * @throws {LunetteError} IO when the kernel or the server of the device refuses
+   */
+  async announce(name: string, value: string): Promise<void> {
+    const path = join(this.path, 'attrib', name);
+    await new Promise<void>((resolve, reject) => {
+      execFile(
+        '/bin/sh',
+        ['-c', 'printf %s "$1" >"$2"', 'sh', value, path],
+        { timeout: ANNOUNCE_MS },
+        (error, _out, text) => {
+          if (error === null) resolve();
+          else reject(new LunetteError('IO', `the kernel did not take ${value}: ${text.trim()}`, { path }));
+        },
+      );
+    });
   }
 
   /** The serial number that was given to it; undefined when none was. */

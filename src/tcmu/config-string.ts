@@ -14,6 +14,8 @@ export interface TcmuConfig {
   readonly readOnly: boolean;
   /** Writes go to this qcow2 file. */
   readonly overlay: string | undefined;
+  /** The image is the disc of a CD or DVD drive; undefined: as its name says. */
+  readonly optical: boolean | undefined;
 }
 
 /** Diagnostics of tcmu-runner in configurations that were saved under it. */
@@ -48,6 +50,7 @@ export function parseConfigString(text: string): TcmuConfig {
     snapshot: undefined as string | undefined,
     readOnly: false,
     overlay: undefined as string | undefined,
+    optical: undefined as boolean | undefined,
   };
   for (const option of options) {
     if (option === '') continue;
@@ -56,11 +59,18 @@ export function parseConfigString(text: string): TcmuConfig {
     const value = equals < 0 ? undefined : unescapeText(option.slice(equals + 1));
     if (PASSED_OVER.has(name)) continue;
     if (name === 'readonly') config.readOnly = flagOf(name, value);
+    else if (name === 'optical') config.optical = flagOf(name, value);
+    else if (name === 'disk') config.optical = !flagOf(name, value);
     else if (name === 'snapshot') config.snapshot = givenValue(name, value);
     else if (name === 'overlay') config.overlay = absolute(givenValue(name, value));
-    else throw invalid(`there is no option ${JSON.stringify(name)}`, 'Options: snapshot=NAME, readonly, overlay=FILE.');
+    else
+      throw invalid(
+        `there is no option ${JSON.stringify(name)}`,
+        'Options: snapshot=NAME, readonly, overlay=FILE, optical, disk.',
+      );
   }
   if (config.readOnly && config.overlay !== undefined) throw invalid('a read-only disk has no use for an overlay');
+  if (config.optical === true && config.overlay !== undefined) throw invalid('a disc has no use for an overlay');
   return config;
 }
 

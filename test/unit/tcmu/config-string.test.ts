@@ -3,7 +3,7 @@ import { test } from 'node:test';
 import { escapeText, parseConfigString } from '../../../src/tcmu/config-string.ts';
 import { randomFor } from '../../support/random.ts';
 
-const nothing = { snapshot: undefined, readOnly: false, overlay: undefined };
+const nothing = { snapshot: undefined, readOnly: false, overlay: undefined, optical: undefined };
 
 test('a configuration is a handler and an image', () => {
   assert.deepEqual(parseConfigString('qcow2//images/disk.qcow2'), {
@@ -20,7 +20,10 @@ test('options stand behind semicolons', () => {
     snapshot: 'before it',
     readOnly: true,
     overlay: undefined,
+    optical: undefined,
   });
+  assert.equal(parseConfigString('image//a;optical').optical, true);
+  assert.equal(parseConfigString('image//a.iso;disk').optical, false);
   assert.deepEqual(parseConfigString('image//a;overlay=/b.qcow2'), {
     handler: 'image',
     image: '/a',
@@ -48,6 +51,7 @@ for (const [text, message] of [
   ['qcow2//a;snapshot', /needs a value/],
   ['qcow2//a;snapshot=', /needs a value/],
   ['qcow2//a;overlay=b', /not an absolute path/],
+  ['raw//a;optical;overlay=/b', /a disc has no use for an overlay/],
   ['qcow2//a;readonly;overlay=/b', /no use for an overlay/],
   [`qcow2//${'a'.repeat(250)}`, /takes 255/],
 ] as const) {
