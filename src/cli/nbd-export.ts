@@ -8,7 +8,7 @@ import type { Log } from './log.ts';
 /** The well-known port of NBD. */
 const NBD_PORT = 10809;
 
-/** Options that mean something to iSCSI only, by their names in ExportOptions. */
+/** Options of a SCSI unit, by their names in ExportOptions. */
 const ISCSI_ONLY = {
   oneTarget: '--one-target',
   chap: '--chap',
@@ -17,10 +17,26 @@ const ISCSI_ONLY = {
   mutualChapSecretFile: '--mutual-chap-secret-file',
   allowInitiator: '--allow-initiator',
   blockSize: '--block-size',
-  removable: '--removable',
   optical: '--optical',
+} as const;
+
+/** Of our own target only: the kernel's has no such, or does it itself. */
+const OWN_TARGET_ONLY = {
+  removable: '--removable',
   stateDir: '--state-dir',
 } as const;
+
+const OWN_SERVERS_ONLY = {
+  metrics: '--metrics',
+  forceShare: '-U',
+  strict: '--strict',
+  parent: '--parent',
+  ignoreCid: '--ignore-cid',
+  force: '--force',
+  secretFile: '--secret-file',
+} as const;
+
+const LIO_ONLY = { fabric: '--fabric' } as const;
 
 const NBD_ONLY = {
   socket: '--socket',
@@ -32,12 +48,30 @@ const NBD_ONLY = {
   tlsRequired: '--tls-required',
 } as const;
 
-/** @throws {UsageError} for options of the other transport, which would silently do nothing */
+const NOT_FOR = {
+  iscsi: [
+    [NBD_ONLY, 'nbd'],
+    [LIO_ONLY, 'lio'],
+  ],
+  nbd: [
+    [ISCSI_ONLY, 'iscsi'],
+    [OWN_TARGET_ONLY, 'iscsi'],
+    [LIO_ONLY, 'lio'],
+  ],
+  lio: [
+    [NBD_ONLY, 'nbd'],
+    [OWN_TARGET_ONLY, 'iscsi'],
+    [OWN_SERVERS_ONLY, 'iscsi'],
+  ],
+} as const;
+
+/** @throws {UsageError} for options of another transport, which would silently do nothing */
 export function checkTransportOptions(options: ExportOptions): void {
-  const nbd = options.transport === 'nbd';
-  for (const [key, option] of Object.entries(nbd ? ISCSI_ONLY : NBD_ONLY)) {
-    if (options[key as keyof ExportOptions] === undefined) continue;
-    throw new UsageError('USAGE', `${option} is for --transport ${nbd ? 'iscsi' : 'nbd'}`);
+  for (const [names, transport] of NOT_FOR[options.transport]) {
+    for (const [key, option] of Object.entries(names)) {
+      if (options[key as keyof ExportOptions] === undefined) continue;
+      throw new UsageError('USAGE', `${option} is for --transport ${transport}`);
+    }
   }
   if (options.socket !== undefined && options.listen !== undefined) {
     throw new UsageError('USAGE', '--socket and --listen say two places to listen');

@@ -3,6 +3,7 @@ import { LunetteError, UsageError } from '../../formats/core/errors.ts';
 import { formatSize } from '../../formats/core/units.ts';
 import { type Address, isLoopback, parseAddress } from '../daemon/address.ts';
 import { checkServerOptions, ImageServer, type ImageServerOptions, type ServedImage } from '../daemon/image-server.ts';
+import type { ServedKernelImage } from '../daemon/kernel-export.ts';
 import type { ServedNbdImage } from '../daemon/nbd-image-server.ts';
 import type { ExportRequest } from '../daemon/open-export.ts';
 import { defaultStateDirectory } from '../daemon/reservation-store.ts';
@@ -23,9 +24,11 @@ const GRACE_MS = 5000;
 /** The promise is 10 s from the signal to the end. */
 const STOP_TIMEOUT_MS = 9500;
 
-/** What both servers are to this command. */
+type Served = ServedImage | ServedNbdImage | ServedKernelImage;
+
+/** What the servers are to this command. */
 interface RunningServer {
-  readonly images: readonly (ServedImage | ServedNbdImage)[];
+  readonly images: readonly Served[];
   readonly metricsAddress: Address | undefined;
   /** For people: how to attach. */
   readonly howTo: string;
@@ -37,7 +40,7 @@ export async function runExport(images: readonly string[], options: ExportOption
   const json = options.json === true;
   const log = createLog(context, { ...options, json });
   checkUsage(options, images);
-  const start = await (options.transport === 'nbd' ? prepareNbd : prepareIscsi)(images, options, context, log);
+  const start = await PREPARE[options.transport ?? 'iscsi'](images, options, context, log);
 
   let stop: (signal: string) => void = () => undefined;
   const stopped = new Promise<string>((resolve) => {
@@ -100,13 +103,65 @@ const prepareNbd: Prepare = async (images, options, _context, log) => {
   };
 };
 
+const prepareLio: Prepare = async (images, options, context, log) => {
+  const { checkKernelOptions, KernelExport } = await import('../daemon/kernel-export.ts');
+  const { howToAttachKernel } = await import('./attach-kernel-text.ts');
+  const {
+    listen,
+    chap,
+    mutualChap,
+    oneTarget,
+    name,
+    allowedInitiators,
+    cacheBytes,
+    allow,
+    allowAny,
+    optical,
+    blockSize,
+  } = await readSettings(images, options, context, log);
+  const settings = {
+    exports: requests(images, options),
+    fabric: options.fabric ?? 'iscsi',
+    ...{
+      listen,
+      chap,
+      mutualChap,
+      oneTarget,
+      name,
+      allowedInitiators,
+      cacheBytes,
+      allow,
+      allowAny,
+      optical,
+      blockSize,
+      log,
+    },
+  };
+  usage(() => checkKernelOptions(settings));
+  return async () => {
+    const server = await KernelExport.start(settings);
+    return {
+      images: server.images,
+      metricsAddress: undefined,
+      howTo: howToAttachKernel(server),
+      close: () => server.close(),
+    };
+  };
+};
+
+const PREPARE: Readonly<Record<NonNullable<ExportOptions['transport']>, Prepare>> = {
+  iscsi: prepareIscsi,
+  nbd: prepareNbd,
+  lio: prepareLio,
+};
+
 /** `ready URL (FILE, FORMAT, SIZE)`: scripts wait for it. */
-function readyLine(image: ServedImage | ServedNbdImage): string {
+function readyLine(image: Served): string {
   const file = oneLine(path.basename(image.request.image));
   return `ready ${image.url} (${file}, ${image.format}, ${formatSize(image.size)})`;
 }
 
-function readyEvent(image: ServedImage | ServedNbdImage): string {
+function readyEvent(image: Served): string {
   const { request, ...facts } = image;
   return JSON.stringify({ event: 'ready', message: readyLine(image), ...facts, image: request.image });
 }
@@ -189,12 +244,7 @@ function metricsAddress({ metrics }: ExportOptions): Address | undefined {
 }
 
 function checkUsage(options: ExportOptions, images: readonly string[]): void {
-  const { transport, overlay } = options;
-  if (transport === 'lio') {
-    throw new UsageError('USAGE', '--transport lio is not in this version of lunette', {
-      help: 'iscsi and nbd work everywhere; QEMU, libiscsi and libnbd take the URL as it is.',
-    });
-  }
+  const { overlay } = options;
   checkTransportOptions(options);
   checkOptical(options);
   for (const [option, given] of [

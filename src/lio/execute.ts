@@ -1,4 +1,4 @@
-import { mkdirSync, readdirSync, rmdirSync, symlinkSync, unlinkSync, writeFileSync } from 'node:fs';
+import { constants, mkdirSync, readdirSync, rmdirSync, symlinkSync, unlinkSync, writeFileSync } from 'node:fs';
 import { dirname, join } from 'node:path';
 import { LunetteError } from '../../formats/core/errors.ts';
 import type { Step } from './step.ts';
@@ -89,8 +89,7 @@ export class ConfigTree {
         break;
       default:
         try {
-          // Attributes exist: with a file that is made by mistake nothing would happen, silently.
-          writeFileSync(path, step.value, { flag: 'r+' });
+          writeAttribute(path, step.value);
         } catch (error) {
           if (step.optional !== true || (error as NodeJS.ErrnoException).code !== 'ENOENT') throw error;
         }
@@ -101,8 +100,13 @@ export class ConfigTree {
   #revert(step: Step, path: string): void {
     if (step.act === 'mkdir') rmdirSync(path);
     else if (step.act === 'link') unlinkSync(path);
-    else if (step.undo !== undefined) writeFileSync(path, step.undo, { flag: 'r+' });
+    else if (step.undo !== undefined) writeAttribute(path, step.undo);
   }
+}
+
+/** Some cannot be read. All exist: a file that is made by mistake would change nothing, silently. */
+function writeAttribute(path: string, value: string): void {
+  writeFileSync(path, value, { flag: constants.O_WRONLY as unknown as string });
 }
 
 function failure(path: string, step: Step, error: NodeJS.ErrnoException): LunetteError {

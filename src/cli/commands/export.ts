@@ -19,6 +19,7 @@ import type { CommonOptions } from '../output.ts';
 export interface ExportOptions extends CommonOptions {
   readonly transport: 'iscsi' | 'nbd' | 'lio';
   readonly listen?: string;
+  readonly fabric?: 'iscsi' | 'loopback';
   readonly socket?: string;
   readonly name?: string;
   readonly oneTarget?: boolean;
@@ -65,6 +66,8 @@ Examples:
   lunette export --listen 0.0.0.0:3260 --chap alice --chap-secret-file secret.txt disk.qcow2
   lunette export --transport nbd disk.qcow2     nbd://127.0.0.1:10809/disk
   lunette export --transport nbd --socket /run/disk.sock disk.qcow2   its snapshots too: disk@NAME
+  lunette export --transport lio disk.qcow2     the kernel's target (root; module target_core_user)
+  lunette export --transport lio --fabric loopback disk.qcow2   a disk of this machine: /dev/sdX
   lunette export qemu:vhdx:disk.vhdx            a format that QEMU opens for us (package qemu-utils)
 
 For each image it prints one line that begins with "ready" and the URL, and serves until SIGINT or SIGTERM.
@@ -74,11 +77,17 @@ For each image it prints one line that begins with "ready" and the URL, and serv
 export function registerExport(program: Command, context: CliContext): void {
   program
     .command('export')
-    .summary('serve images over iSCSI or NBD')
-    .description('Serves images until interrupted: as SCSI disks over iSCSI, or over NBD.')
+    .summary('serve images over iSCSI, NBD or the kernel’s target')
+    .description('Serves images until interrupted: as SCSI disks over iSCSI or the kernel’s target (LIO), or over NBD.')
     .argument('<image...>', 'paths, nbd: URLs or qemu:FORMAT:PATH; each gets a target, or an export, of its own')
     .addOption(
       new Option('--transport <name>', 'how initiators reach it').choices(['iscsi', 'nbd', 'lio']).default('iscsi'),
+    )
+    .addOption(
+      new Option('--fabric <name>', 'LIO: over the network, or as a disk of this machine (default: iscsi)').choices([
+        'iscsi',
+        'loopback',
+      ]),
     )
     .option(
       '--listen <host:port>',

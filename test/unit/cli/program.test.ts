@@ -61,7 +61,7 @@ test('what the command line has wrong is status 2, one line, and one line of hel
     [['export', '--transport', 'nbd', '--tls-required', 'x'], /TLS that is required needs a certificate/],
     [['export', '--transport', 'nbd', '--name', 'n', 'x', 'y'], /one name is not enough for several exports/],
     [['export', '--transport', 'nbd', '--socket', '/s', '--listen', '0', 'x'], /two places to listen/],
-    [['export', '--transport', 'lio', 'x'], /--transport lio is not in this version/],
+    [['export', '--fabric', 'loopback', 'x'], /--fabric is for --transport lio/],
     [['export', '--listen', '::1', 'x'], /an IPv6 address goes in brackets \(USAGE\)/],
     [['export', '--chap', 'a', 'x'], /--chap needs --chap-secret-file FILE \(USAGE\)/],
     [['export', '--mutual-chap-secret-file', 'a', 'x'], /--mutual-chap-secret-file needs --mutual-chap USER/],
