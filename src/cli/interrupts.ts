@@ -1,30 +1,32 @@
+const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
+export type InterruptSignal = (typeof SIGNALS)[number];
+
 /** Signals that ask a long-running command to end. */
 export interface Interrupts {
   /**
-   * Calls back at the first SIGINT, SIGTERM or SIGHUP (the terminal is gone). From then on a second one ends the process at once.
+   * Calls back at the first of the signals: SIGINT, SIGTERM and SIGHUP (the terminal is gone) unless others are named. From then on a second one ends the process at once.
    *
    * @returns a function that stops listening
    */
-  once(listener: (signal: string) => void): () => void;
+  once(listener: (signal: string) => void, signals?: readonly InterruptSignal[]): () => void;
 }
 
-const SIGNALS = ['SIGINT', 'SIGTERM', 'SIGHUP'] as const;
 /** The shell's convention for a program that a signal ended. */
 const STATUS = { SIGINT: 130, SIGTERM: 143, SIGHUP: 129 } as const;
 
 /** The signals of this process. They keep their default action until somebody listens. */
 export function processInterrupts(): Interrupts {
   return {
-    once(listener) {
+    once(listener, signals = SIGNALS) {
       let seen = false;
-      const handle = (signal: (typeof SIGNALS)[number]): void => {
+      const handle = (signal: InterruptSignal): void => {
         if (seen) process.exit(STATUS[signal]);
         seen = true;
         listener(signal);
       };
-      for (const signal of SIGNALS) process.on(signal, handle);
+      for (const signal of signals) process.on(signal, handle);
       return () => {
-        for (const signal of SIGNALS) process.off(signal, handle);
+        for (const signal of signals) process.off(signal, handle);
       };
     },
   };

@@ -220,7 +220,9 @@ async function openAll(host: ImageHost, options: ImageServerOptions, log: Server
   const { exports } = options;
   const taken = new Set<string>();
   const nameFor = (request: ExportRequest): string =>
-    options.name === undefined ? targetName(uniqueName(nameOfFile(request.image), taken)) : targetName(options.name);
+    options.name === undefined
+      ? targetName(uniqueName(request.name ?? nameOfFile(request.image), taken))
+      : targetName(options.name);
   const groups =
     options.oneTarget === true
       ? [{ name: nameFor(exports[0] as ExportRequest), requests: exports }]
@@ -254,17 +256,18 @@ async function addUnit(
   options: ImageServerOptions,
   log: ServerLog,
 ): Promise<Unit> {
-  const { optical = false } = options;
+  const optical = request.optical ?? options.optical ?? false;
+  const units = request.blockSize ?? options.blockSize;
   const opened = await openExport(host, optical ? { ...request, readOnly: true } : request, log);
   const { image } = opened;
-  const blockSize = optical ? 2048 : (options.blockSize ?? 512);
+  const blockSize = optical ? 2048 : (units ?? 512);
   checkSize(image, request.image, blockSize, log);
   const identity = identityOf(target, lun, request);
   const statistics = new CommandStatistics();
   device.addUnit(lun, {
     image,
     identity,
-    blockSize: options.blockSize,
+    blockSize: units,
     removable: options.removable,
     optical,
     readOnly: request.readOnly,

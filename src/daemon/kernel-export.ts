@@ -165,8 +165,8 @@ async function planAll(
   for (const asked of options.exports) {
     const request = asked.ephemeral === true ? ephemeral(asked, temporary, log) : asked;
     const { format, size } = await look(host, request, log);
-    const optical = options.optical === true;
-    const blockSize = optical ? 512 : (options.blockSize ?? 512);
+    const optical = asked.optical ?? options.optical ?? false;
+    const blockSize = optical ? 512 : (asked.blockSize ?? options.blockSize ?? 512);
     const config = configStringOf(request, optical);
     const seed = [hostname(), config].join('\0');
     planned.push({
@@ -174,7 +174,7 @@ async function planAll(
       format,
       size,
       backstore: {
-        name: uniqueName(nameOfFile(request.image), taken),
+        name: uniqueName(asked.name ?? nameOfFile(request.image), taken),
         config,
         size: size - (size % blockSize),
         blockSize,
@@ -227,7 +227,7 @@ function grouped(
 ): { name: string; members: readonly Planned[] }[] {
   const taken = new Set<string>();
   const nameFor = ({ request }: Planned): string =>
-    uniqueName(targetName(options.name ?? nameOfFile(request.image)), taken);
+    uniqueName(targetName(options.name ?? request.name ?? nameOfFile(request.image)), taken);
   const [first] = planned;
   if (first === undefined) return [];
   if (options.oneTarget === true) return [{ name: nameFor(first), members: planned }];

@@ -188,7 +188,7 @@ async function openAll(host: ImageHost, options: NbdImageServerOptions, log: Ser
   const taken = new Set<string>();
   const opened: NamedExport[] = [];
   for (const request of options.exports) {
-    const name = options.name ?? uniqueName(nameOfFile(request.image), taken);
+    const name = options.name ?? uniqueName(request.name ?? nameOfFile(request.image), taken);
     opened.push({ name, request, opened: await openExport(host, request, log) });
   }
   return opened;

@@ -13,6 +13,12 @@ import { ProbeGuard } from './probe-guard.ts';
 export interface ExportRequest {
   /** As a person types it: a path, an NBD URL, or `qemu:FORMAT:PATH`. */
   readonly image: string;
+  /** What the target or export is called. Default: from the file's name. */
+  readonly name?: string | undefined;
+  /** As a SCSI unit: the disc in a CD or DVD drive. Default: what the server is told. */
+  readonly optical?: boolean | undefined;
+  /** As a SCSI unit: size of a logical block, bytes. Default: what the server is told. */
+  readonly blockSize?: 512 | 4096 | undefined;
   /** Trust no probing. */
   readonly format?: string | undefined;
   /** An internal snapshot, by id or name; read-only unless writes go to an overlay. */

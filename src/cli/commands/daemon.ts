@@ -4,6 +4,7 @@ import type { CommonOptions } from '../output.ts';
 
 export interface DaemonOptions extends CommonOptions {
   readonly config?: string;
+  readonly printDropIn?: boolean;
 }
 
 const EXAMPLES = `
@@ -21,7 +22,8 @@ export function registerDaemon(program: Command, context: CliContext): void {
     .description(
       'Serves the TCMU devices of the Linux kernel target (LIO) until it is told to stop: those that targetcli makes, and those that are there already. Needs root.',
     )
-    .option('--config <file>', 'configuration (TOML)')
+    .option('--config <file>', 'configuration (TOML); SIGHUP reads it anew')
+    .option('--print-drop-in', 'print a drop-in for the systemd unit, with the directories of the configuration')
     .addHelpText('after', EXAMPLES)
     .action(async (_own: DaemonOptions, command: Command) => {
       const { runDaemon } = await import('../run-daemon.ts');

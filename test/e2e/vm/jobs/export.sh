@@ -136,6 +136,37 @@ another_disc() {
   unmap_loop "$loop" && remove_backstore "$backstore" && stop_daemon
 }
 
+# Exports of the configuration: over the kernel and over a server of our own side by side; a reload takes one away.
+the_configuration_is_served() {
+  cat >/out/lunette.toml <<TOML
+[lio]
+listen = "127.0.0.1:3266"
+[nbd]
+socket = "/run/nbd.sock"
+[[export]]
+name = "kernel"
+image = "$images/disk.qcow2"
+transport = "lio"
+read-only = true
+[[export]]
+name = "own"
+image = "$images/data.vmdk"
+transport = "nbd"
+TOML
+  start_daemon --config /out/lunette.toml || return 1
+  local url=iscsi://127.0.0.1:3266/iqn.2026-11.lunette.host:kernel/0
+  qemu-img compare -U -f raw -F qcow2 $url $images/disk.qcow2 >/dev/null || return 1
+  qemu-img compare -U -f raw -F vmdk 'nbd+unix:///own?socket=/run/nbd.sock' $images/data.vmdk >/dev/null || return 1
+  sed -i '/name = "kernel"/,/read-only/d; 0,/\[\[export\]\]/{/\[\[export\]\]/d}' /out/lunette.toml
+  kill -HUP $daemon
+  for _ in $(seq 300); do
+    nothing_is_left >/dev/null && break
+    sleep 0.1
+  done
+  nothing_is_left && grep -q 'removed export kernel' /out/daemon.log || { tail -5 /out/daemon.log; return 1; }
+  qemu-img info 'nbd+unix:///own?socket=/run/nbd.sock' >/dev/null && stop_daemon
+}
+
 step a_disk_of_this_machine
 step two_units_of_one_target
 step chap_keeps_others_out
@@ -144,4 +175,5 @@ step a_name_that_is_taken_is_said
 step a_killed_export_leaves_nothing
 step a_disc_in_a_drive
 step another_disc
+step the_configuration_is_served
 exit $failed

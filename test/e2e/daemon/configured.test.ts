@@ -1,0 +1,91 @@
+/** `lunette daemon` with exports from its configuration, without the kernel's target. */
+
+import assert from 'node:assert/strict';
+import { readFile, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import { test } from 'node:test';
+import { MiB } from '../../../formats/core/units.ts';
+import { run, runOk, start, typescript } from '../../support/process.ts';
+import { qemu } from '../../support/qemu.ts';
+import { requirePrograms, requires } from '../../support/requires.ts';
+import { temporaryDirectory } from '../../support/temporary.ts';
+
+/** Listens where systemd would, and prints what it is told. */
+const SYSTEMD = `
+import socket, sys
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+s.bind(sys.argv[1])
+print('listening', flush=True)
+while True:
+    for line in s.recv(4096).decode().split('\\n'):
+        print(line, flush=True)
+`;
+
+test('images are served as configured; a reload serves others; a wrong configuration changes nothing', {
+  skip: requires.qemuImg() || requires.libiscsi() || requirePrograms(['python3'], 'python3'),
+}, async (t) => {
+  const directory = await temporaryDirectory(t);
+  const config = join(directory, 'lunette.toml');
+  const socket = join(directory, 'nbd.sock');
+  const disk = await qemu.create(t, { size: 32 * MiB, path: join(directory, 'disk.qcow2') });
+  const data = await qemu.create(t, { size: 16 * MiB, path: join(directory, 'data.qcow2') });
+  await qemu.io(disk, 'write -P 0x11 1M 2M');
+  await qemu.io(data, 'write -P 0x22 1M 2M');
+  const entry = (name: string, image: string, transport: string, more = ''): string =>
+    `[[export]]\nname = "${name}"\nimage = "${image}"\ntransport = "${transport}"\n${more}\n`;
+  const head = `[tcmu]\nenable = false\n[iscsi]\nlisten = "127.0.0.1:0"\n[nbd]\nsocket = "${socket}"\n`;
+  await writeFile(
+    config,
+    `state-directory = "${directory}"\n${head}${entry('one', disk, 'iscsi')}${entry('two', data, 'nbd', 'read-only = true')}`,
+  );
+
+  const notify = join(directory, 'notify.sock');
+  const systemd = start(t, 'python3', ['-c', SYSTEMD, notify]);
+  await systemd.waitForLine(/^listening$/);
+  const args = typescript('src/cli/main.ts', 'daemon', '--config', config);
+  const daemon = start(t, process.execPath, args, { env: { ...process.env, NOTIFY_SOCKET: notify } });
+  const url = async (name: string): Promise<string> =>
+    (await daemon.waitForLine(new RegExp(`${name}: ready (\\S+)`), { stream: 'stderr' }))[1] as string;
+  const iscsi = await url('one');
+  assert.match(iscsi, /^iscsi:\/\/127\.0\.0\.1:\d+\/iqn\.2026-11\.lunette\.host:one\/0$/);
+  const nbd = await url('two');
+  await daemon.waitForLine(/^ready \(0 devices, 2 exports\)$/);
+  await systemd.waitForLine(/^READY=1$/);
+  await systemd.waitForLine(/^STATUS=0 devices, 2 exports$/);
+  await runOk('qemu-img', ['compare', '-U', '-f', 'raw', '-F', 'qcow2', iscsi, disk]);
+  await runOk('qemu-img', ['compare', '-U', '-f', 'raw', '-F', 'qcow2', nbd, data]);
+  const write = ['-f', 'raw', '-c', 'write 0 4096', nbd];
+  assert.notEqual((await run('qemu-io', write)).status, 0, 'a read-only export took a write');
+
+  await writeFile(config, 'cache = = 1\n');
+  daemon.child.kill('SIGHUP');
+  await daemon.waitForLine(/the configuration stays as it was: .*line 1/, { stream: 'stderr' });
+  await runOk('qemu-img', ['compare', '-U', '-f', 'raw', '-F', 'qcow2', iscsi, disk]);
+
+  await writeFile(
+    config,
+    `state-directory = "${directory}"\n${head}${entry('one', disk, 'iscsi')}${entry('three', data, 'nbd')}`,
+  );
+  daemon.child.kill('SIGHUP');
+  await daemon.waitForLine(/removed export two/, { stream: 'stderr' });
+  const three = await url('three');
+  await systemd.waitForLine(/^RELOADING=1$/);
+  await runOk('qemu-io', ['-f', 'raw', '-c', 'write -P 0x33 0 64k', three]);
+  // What did not change was not interrupted: the address is the same.
+  await runOk('qemu-img', ['compare', '-U', '-f', 'raw', '-F', 'qcow2', iscsi, disk]);
+
+  daemon.child.kill('SIGTERM');
+  assert.deepEqual(await daemon.wait(), { status: 0, signal: null });
+  await systemd.waitForLine(/^STOPPING=1$/);
+  await runOk('qemu-img', ['check', '-q', data]);
+  await qemu.io(data, 'read -P 0x33 0 64k');
+  assert.match(await readFile(config, 'utf8'), /three/);
+});
+
+test('a drop-in for systemd names the directories of the configuration', async (t) => {
+  const directory = await temporaryDirectory(t);
+  const config = join(directory, 'lunette.toml');
+  await writeFile(config, 'allow = ["/images"]\n');
+  const args = typescript('src/cli/main.ts', 'daemon', '--print-drop-in', '--config', config);
+  assert.match(await runOk(process.execPath, args), /^ReadWritePaths=-\/images$/m);
+});
