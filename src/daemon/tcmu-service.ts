@@ -8,6 +8,7 @@ import { listUioDevices, type TcmuUio, uioDevice } from '../lio/uio-devices.ts';
 import { parseBackstoreName, UserBackstore } from '../lio/user-backstore.ts';
 import { TcmuChannel } from '../netlink/channel.ts';
 import type { TcmuEvent } from '../netlink/tcmu-events.ts';
+import { changeMedium, type MediumRequest } from './change-medium.ts';
 import { closeInOrder } from './close-in-order.ts';
 import type { ServerLog } from './log.ts';
 import { errnoFor, TcmuDisk } from './tcmu-disk.ts';
@@ -157,7 +158,8 @@ export class TcmuService {
       name,
       description,
       check: (config: string, trusted: boolean) => this.#check(name, config, trusted),
-      changeMedium: (device: string, size: number, config: string) => this.#changeMedium(name, device, size, config),
+      changeMedium: (device: string, size: number, config: string) =>
+        this.#changeMedium({ handler: name, device, size, config }),
     }));
     try {
       const { TcmuObjects } = await import('../dbus/tcmu-objects.ts');
@@ -466,24 +468,13 @@ export class TcmuService {
 
   // --- D-Bus ---
 
-  /**
-   * Another disc for a drive. The kernel has to know its name, for whoever saves the configuration or serves the device next: so it is told,
-   * and asks us to change it.
-   */
-  async #changeMedium(handler: string, device: string, size: number, config: string): Promise<string | undefined> {
-    const given = config.startsWith(`${handler}/`) ? config : `${handler}/${config.replace(/^\/+(?=\/)/, '')}`;
+  async #changeMedium(request: MediumRequest): Promise<string | undefined> {
+    const { handler, device } = request;
     const entry = [...this.#entries.values()].find(
       ({ uio }) => uio.backstore.name === device && uio.backstore.config.startsWith(`${handler}/`),
     );
-    if (entry?.disk === undefined) return `there is no device ${device} of user:${handler} that is served`;
-    if (!entry.disk.optical) return `${device} is a disk: only the disc of an optical unit can be changed`;
-    if (entry.disk.mediumHeld) return `${device}: an initiator keeps the disc in: unmount it there first`;
-    const problem = await this.#check(handler, given, true);
-    if (problem !== undefined) return problem;
     try {
-      await entry.backstore.announce('dev_size', String(size));
-      await entry.backstore.announce('dev_config', given);
-      return undefined;
+      return await changeMedium(entry?.disk, request, (config) => this.#check(handler, config, true));
     } catch (error) {
       return describe(error);
     }
