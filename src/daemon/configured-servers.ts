@@ -1,7 +1,7 @@
 import { closeInOrder } from './close-in-order.ts';
 import type { ConfiguredExport, DaemonConfig } from './config.ts';
 import type { ConfigChanges } from './config-changes.ts';
-import type { ServerLog } from './log.ts';
+import { describe, type ServerLog } from './log.ts';
 import type { ExportRequest } from './open-export.ts';
 import { readSecret } from './secret.ts';
 
@@ -67,9 +67,7 @@ export class ConfiguredServers {
       }
     } catch (error) {
       const names = exports.map(({ name }) => name).join(', ');
-      const { path, message } = error as { path?: string; message: string };
-      const where = path === undefined || message.includes(path) ? '' : `${path}: `;
-      this.#log.error({ error, transport }, `exports over ${transport} are not served (${names}): ${where}${message}`);
+      this.#log.error({ error, transport }, `exports over ${transport} are not served (${names}): ${describe(error)}`);
     }
   }
 

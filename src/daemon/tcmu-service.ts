@@ -10,7 +10,7 @@ import { TcmuChannel } from '../netlink/channel.ts';
 import type { TcmuEvent } from '../netlink/tcmu-events.ts';
 import { changeMedium, type MediumRequest } from './change-medium.ts';
 import { closeInOrder } from './close-in-order.ts';
-import type { ServerLog } from './log.ts';
+import { describe, type ServerLog } from './log.ts';
 import { errnoFor, TcmuDisk } from './tcmu-disk.ts';
 import { handlerDescriptions, isOurHandler, requestOf } from './tcmu-handlers.ts';
 
@@ -495,11 +495,4 @@ export class TcmuService {
       return describe(error);
     }
   }
-}
-
-function describe(error: unknown): string {
-  if (!(error instanceof LunetteError)) return error instanceof Error ? error.message : String(error);
-  const { path, message, help } = error;
-  const text = path === undefined || message.includes(path) ? message : `${path}: ${message}`;
-  return help === undefined ? text : `${text}. ${help}`;
 }
