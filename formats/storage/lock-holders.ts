@@ -1,6 +1,7 @@
 /** Who holds byte-range locks on a file, as far as /proc shows it. */
 
 import { readdir, readFile, stat } from 'node:fs/promises';
+import { isDeepStrictEqual } from 'node:util';
 import { deviceNumbers, type FileIdentity, type OpenFile } from './open-file.ts';
 
 /** An open file description with locks. */
@@ -53,6 +54,22 @@ export function parseLockLine(line: string): LockLine | undefined {
  * @returns undefined where there is no /proc/locks
  */
 export async function locksOnFile(identity: FileIdentity): Promise<LockLine[] | undefined> {
+  let before = await readLocks(identity);
+  for (let attempt = 1; before !== undefined && attempt < MAX_READS; attempt++) {
+    const again = await readLocks(identity);
+    if (again === undefined || isDeepStrictEqual(again, before)) return again;
+    before = again;
+  }
+  return before;
+}
+
+/**
+ * The kernel hands the list out a piece at a time: when other files' locks come and go in between, lines are missing or there twice. What
+ * is read twice alike is so.
+ */
+const MAX_READS = 5;
+
+async function readLocks(identity: FileIdentity): Promise<LockLine[] | undefined> {
   const text = await readFile('/proc/locks', 'latin1').catch(() => undefined);
   if (text === undefined) return undefined;
   const [major, minor] = deviceNumbers(identity.device);
