@@ -167,7 +167,7 @@ export class BitmapEditor implements BitmapStore, ChangeRecorder {
     const runs = (offset: number, length: number, most: number) =>
       this.#mutex.run(async () => {
         if (!this.#lives.includes(found)) findBitmap([], name, storage.path);
-        if (table?.bitmap.tableOffset !== found.bitmap.tableOffset) {
+        if (table?.bitmap !== found.bitmap) {
           table = await BitmapTable.load(storage, found.bitmap, clusterSize);
         }
         return dirtyRuns(table as BitmapTable, clusterSize, [found.bits], { offset, length, most });
@@ -275,6 +275,11 @@ export class BitmapEditor implements BitmapStore, ChangeRecorder {
   /** @throws {ImageError} CORRUPT when the disk cannot have another size because of a bitmap */
   admitResize(size: number): void {
     const { clusterSize, storage } = this.#host;
+    const sizes = this.#recording.map(
+      ({ bitmap }) => Math.max(1, bitmapTableSize(size, bitmap.granularity, clusterSize)) * clusterSize,
+    );
+    // Now, because once the header is switched it is too late.
+    if (sizes.reduce((sum, bytes) => sum + bytes, 0) > MAX_RECORDING_BYTES) throw this.#tooLarge();
     for (const { bitmap, usable } of this.#lives) {
       if (!usable) refuseUnusable({ ...bitmap, flagBits: BITMAP_IN_USE }, this.#size, clusterSize, storage.path);
       if (bitmapTableSize(size, bitmap.granularity, clusterSize) * clusterSize <= MAX_BITMAP_BYTES) continue;
@@ -338,14 +343,17 @@ export class BitmapEditor implements BitmapStore, ChangeRecorder {
   }
 
   #admitRecording(more: number): void {
-    const { clusterSize, storage } = this.#host;
+    const { clusterSize } = this.#host;
     const bytes = this.#recording.reduce((sum, { bitmap }) => sum + bitmap.tableSize * clusterSize, more);
-    if (bytes <= MAX_RECORDING_BYTES && this.#recording.length < MAX_RECORDING) return;
-    throw new ImageError(
+    if (bytes > MAX_RECORDING_BYTES || this.#recording.length >= MAX_RECORDING) throw this.#tooLarge();
+  }
+
+  #tooLarge(): ImageError {
+    return new ImageError(
       'TOO_LARGE',
       `the image has more or larger enabled bitmaps than this program notes writes in`,
       {
-        path: storage.path,
+        path: this.#host.storage.path,
         help: 'Disable or remove some of them.',
       },
     );

@@ -43,6 +43,8 @@ export interface NewDirectory {
 /** Writes bitmaps into free clusters, beside what is there. */
 export class BitmapWriter {
   readonly #host: SnapshotEditorHost & HeaderHost;
+  /** Clusters that the directory being written lets go of. */
+  readonly #droppedBits = new Set<number>();
 
   constructor(host: SnapshotEditorHost & HeaderHost) {
     this.#host = host;
@@ -57,6 +59,7 @@ export class BitmapWriter {
   async write(drafts: readonly BitmapDraft[], removed: readonly Qcow2Bitmap[]): Promise<NewDirectory> {
     const taken: { first: number; count: number }[] = [];
     const dropped: Place[] = [];
+    this.#droppedBits.clear();
     try {
       const entries: Uint8Array[] = [];
       for (const draft of drafts) {
@@ -108,7 +111,7 @@ export class BitmapWriter {
         const target = old.target(i);
         const now = i < draft.tableSize ? await this.#cluster(draft, old, i, end, taken) : 0;
         if (now !== 0) setEntry(table, i * 8, now === ALL_DIRTY ? 0 : now, 0, now === ALL_DIRTY ? ALL_DIRTY : 0);
-        if (target > ALL_DIRTY && now !== target) dropped.push({ offset: target, length: clusterSize });
+        if (target > ALL_DIRTY && now !== target) this.#drop(target, dropped);
       }
       dropped.push({ offset: of.tableOffset, length: of.tableSize * 8 });
     }
@@ -162,12 +165,21 @@ export class BitmapWriter {
       const table = await BitmapTable.load(storage, bitmap, clusterSize);
       for (let i = 0; i < bitmap.tableSize; i++) {
         const target = table.target(i);
-        if (target > ALL_DIRTY) dropped.push({ offset: target, length: clusterSize });
+        if (target > ALL_DIRTY) this.#drop(target, dropped);
       }
     } catch (error) {
       if (!(error instanceof LunetteError) || codeOf(error) === 'IO') throw error;
     }
     dropped.push({ offset: bitmap.tableOffset, length: bitmap.tableSize * 8 });
+  }
+
+  /** Space of bits is let go of, once, and unless a damaged table points to what is metadata: that stays, and may be leaked. */
+  #drop(target: number, dropped: Place[]): void {
+    const { clusterSize, state } = this.#host;
+    if (state.parts.metadata.has(target / clusterSize)) return;
+    if (this.#droppedBits.has(target)) return;
+    this.#droppedBits.add(target);
+    dropped.push({ offset: target, length: clusterSize });
   }
 }
 

@@ -241,7 +241,10 @@ export class Qcow2Layer implements Layer {
     const { bitmaps } = this.#writing();
     if (size !== this.#size) bitmaps.admitResize(size);
     await bitmaps.recordAll(); // any part of the disk may be another then
-    await snapshots.apply(snapshot, size, () => this.#resized(size));
+    await snapshots.apply(snapshot, size, () => {
+      this.#resized(size);
+      bitmaps.tryRecord(0, size); // what the disk grew by as well: there is room for it by now
+    });
   }
 
   /** As Qcow2Writer.amend. */

@@ -1,4 +1,4 @@
-import { LunetteError } from '../core/errors.ts';
+import { codeOf, LunetteError } from '../core/errors.ts';
 import { alignDown, alignUp, MiB } from '../core/units.ts';
 import type { Region, Reservation } from '../image/layer.ts';
 import { ALL_SUBCLUSTERS, EntryView, putEntry, touchedSubclusters } from './entry.ts';
@@ -70,8 +70,14 @@ export async function makeReservation(
     const end = alignUp(reached, geometry.subclusterSize);
     return new Qcow2Reservation(state, { slice, start, end, placed, ...plan });
   } catch (error) {
-    await giveBack(state, placed);
-    slices.unhold(slice);
+    try {
+      await giveBack(state, placed);
+    } catch (worse) {
+      // Where refcounts cannot be read, clusters are leaked, which is harmless; where they contradict, that is the error.
+      if (codeOf(worse) === 'CORRUPT') throw worse;
+    } finally {
+      slices.unhold(slice);
+    }
     throw error;
   }
 }

@@ -146,26 +146,34 @@ async function dropTable(host: ResizeHost, index: number): Promise<void> {
   const { clusterSize, sliceSize, slicesPerCluster, sliceEntries, entrySize, l2Coverage } = geometry;
   await state.change(async () => {
     const table = l1.checkedTarget(index);
+    if (state.parts.brokenTables.has(index)) {
+      throw new ImageError('CORRUPT', `L1 entry ${index} points to a table that is something else as well`, {
+        path: state.parts.storage.path,
+        field: 'L1 table',
+        offset: l1.offset + index * 8,
+      });
+    }
     const entry = new EntryView();
-    // All of it is looked at before anything is dropped.
-    for (const drop of [false, true]) {
-      for (let i = 0; i < slicesPerCluster; i++) {
-        const slice = table / sliceSize + i;
-        await slices.hold(slice, 'mapping');
-        try {
-          const bytes = slices.peek(slice) as Uint8Array;
+    const first = table / sliceSize;
+    let held = 0;
+    try {
+      // All of it is in memory, and looked at, before anything is dropped: from then on nothing waits, so nothing fails half done.
+      for (; held < slicesPerCluster; held++) await slices.hold(first + held, 'mapping');
+      for (const drop of [false, true]) {
+        for (let i = 0; i < slicesPerCluster; i++) {
+          const bytes = slices.peek(first + i) as Uint8Array;
           for (let j = 0; j < sliceEntries; j++) {
             const guest = index * l2Coverage + (i * sliceEntries + j) * clusterSize;
-            entry.read(state, bytes, j * entrySize, slice * sliceSize, guest);
+            entry.read(state, bytes, j * entrySize, (first + i) * sliceSize, guest);
             if (drop) entry.unlink(state, guest, true);
           }
-        } finally {
-          slices.unhold(slice);
         }
       }
+      l1.set(index, 0, false);
+      state.unlinked.add(table / clusterSize, 1, true);
+    } finally {
+      for (let i = 0; i < held; i++) slices.unhold(first + i);
     }
-    l1.set(index, 0, false);
-    state.unlinked.add(table / clusterSize, 1, true);
   });
   if (state.parts.cache.pinnedFull) await host.flush();
 }

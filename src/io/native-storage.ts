@@ -276,7 +276,7 @@ export class NativeStorage implements Storage {
     try {
       return source.fd !== null && (await this.#clone(source.fd, sourceOffset, offset, length));
     } finally {
-      this.#lifetime.leave();
+      this.#leaveWrite();
     }
   }
 
