@@ -1,3 +1,4 @@
+import { closeInOrder } from '../daemon/close-in-order.ts';
 import { type DaemonConfig, parseConfig, readConfig } from '../daemon/config.ts';
 import { compareConfigs, describeChanges } from '../daemon/config-changes.ts';
 import { ConfiguredServers } from '../daemon/configured-servers.ts';
@@ -54,9 +55,7 @@ export async function runDaemon(options: DaemonOptions, context: CliContext): Pr
   } finally {
     process.off('SIGHUP', reload);
     // Targets of the kernel first: taking them down needs whoever serves their devices.
-    await servers?.close();
-    await service?.close();
-    await host.close();
+    await closeInOrder([async () => servers?.close(), async () => service?.close(), () => host.close()]);
   }
 }
 

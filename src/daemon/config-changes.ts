@@ -7,14 +7,9 @@ export interface ConfigChanges {
   readonly removed: readonly ConfiguredExport[];
   /** Exports that are closed and opened again: as they were, as they will be. */
   readonly changed: readonly { readonly from: ConfiguredExport; readonly to: ConfiguredExport }[];
-  /** Keys that take effect at once. */
-  readonly applied: readonly string[];
   /** Keys that take effect when the daemon is started again. */
   readonly later: readonly string[];
 }
-
-/** Keys outside `export` that a running daemon follows. */
-const AT_ONCE: ReadonlySet<string> = new Set(['log-level', 'allow']);
 
 /** Compares two configurations; exports are the same by their names. */
 export function compareConfigs(from: DaemonConfig, to: DaemonConfig): ConfigChanges {
@@ -28,8 +23,7 @@ export function compareConfigs(from: DaemonConfig, to: DaemonConfig): ConfigChan
       const old = before.get(entry.name);
       return old === undefined || isDeepStrictEqual(old, entry) ? [] : [{ from: old, to: entry }];
     }),
-    applied: keys.filter((key) => AT_ONCE.has(key)),
-    later: keys.filter((key) => !AT_ONCE.has(key)),
+    later: keys,
   };
 }
 
@@ -66,7 +60,6 @@ export function describeChanges(changes: ConfigChanges): string[] {
       const differ = keys.filter((key) => !isDeepStrictEqual(from[key], to[key]));
       return `changed export ${to.name}: ${differ.join(', ')}`;
     }),
-    ...changes.applied.map((key) => `changed ${key}`),
     ...changes.later.map((key) => `changed ${key}: takes effect when the daemon is started again`),
   ];
 }

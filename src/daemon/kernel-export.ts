@@ -1,6 +1,5 @@
-import { randomBytes } from 'node:crypto';
 import { lookup } from 'node:dns/promises';
-import { readdirSync } from 'node:fs';
+import { mkdtempSync, readdirSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { hostname, tmpdir } from 'node:os';
 import path from 'node:path';
@@ -88,7 +87,7 @@ export class KernelExport {
         ...[...targets].reverse().map((target) => () => takeDown(target, log)),
         async () => service?.close(),
         () => host.close(),
-        ...temporary.map((file) => () => rm(file, { force: true })),
+        ...temporary.map((directory) => () => rm(directory, { recursive: true, force: true })),
       ]);
     try {
       const planned = await planAll(host, options, temporary, log);
@@ -187,8 +186,10 @@ async function planAll(
 
 /** Writes go to a file that is removed at the end: whoever serves the device opens it by its name. */
 function ephemeral(request: ExportRequest, temporary: string[], log: ServerLog): ExportRequest {
-  const overlay = path.join(tmpdir(), `lunette-${process.pid}-${randomBytes(6).toString('hex')}.qcow2`);
-  temporary.push(overlay);
+  // A directory of its own: what a guest writes is for nobody else to read.
+  const directory = mkdtempSync(path.join(tmpdir(), 'lunette-'));
+  const overlay = path.join(directory, 'overlay.qcow2');
+  temporary.push(directory);
   log.info({ image: request.image }, `${request.image}: writes go to ${overlay} and are thrown away at the end`);
   return { ...request, ephemeral: undefined, overlay };
 }

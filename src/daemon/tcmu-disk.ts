@@ -147,8 +147,9 @@ export class TcmuDisk {
     } catch (error) {
       throw fromSystemError(error, 'opening the device', { path: uio.node });
     }
+    let device: TcmuDevice | undefined;
     try {
-      const device = new TcmuDevice({
+      device = new TcmuDevice({
         memoryFd: fd,
         eventFd: fd,
         kickFd: fd,
@@ -160,10 +161,12 @@ export class TcmuDisk {
         onGone: () => this.#events.gone(),
       });
       if (this.#server.unit(0) === undefined) this.#addUnit(device.dataAreaSize);
-      this.#ring = { device, fd };
       device.start();
+      this.#ring = { device, fd };
     } catch (error) {
-      closeSync(fd);
+      // Its poll handle goes before its descriptor does.
+      const closed = device?.close() ?? Promise.resolve();
+      void closed.catch(() => undefined).then(() => closeSync(fd));
       throw fromSystemError(error, 'mapping the device', { path: uio.node });
     }
   }

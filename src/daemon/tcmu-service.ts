@@ -9,10 +9,11 @@ import { parseBackstoreName, UserBackstore } from '../lio/user-backstore.ts';
 import { TcmuChannel } from '../netlink/channel.ts';
 import type { TcmuEvent } from '../netlink/tcmu-events.ts';
 import { changeMedium, type MediumRequest } from './change-medium.ts';
+import { checkConfig } from './check-config.ts';
 import { closeInOrder } from './close-in-order.ts';
 import { describe, type ServerLog } from './log.ts';
 import { errnoFor, TcmuDisk } from './tcmu-disk.ts';
-import { handlerDescriptions, isOurHandler, requestOf } from './tcmu-handlers.ts';
+import { handlerDescriptions, isOurHandler } from './tcmu-handlers.ts';
 
 /** The file that tcmu-runner locks, too: only one of us can run. */
 const LOCK_FILE = '/run/tcmu.lock';
@@ -20,7 +21,7 @@ const LOCK_FILE = '/run/tcmu.lock';
 const EOPNOTSUPP = -95;
 const ENOENT = -2;
 
-/** An image that could not be opened at the start is tried again after so long, and then ever later, ms. */
+/** An image that could not be opened is tried again after so long, then ever later, ms. */
 const FIRST_RETRY_MS = 2000;
 const LAST_RETRY_MS = 60_000;
 /** A ring that breaks more often than this within a minute is left alone. */
@@ -157,7 +158,7 @@ export class TcmuService {
     const handlers = handlerDescriptions().map(({ name, description }) => ({
       name,
       description,
-      check: (config: string, trusted: boolean) => this.#check(name, config, trusted),
+      check: (config: string, trusted: boolean) => checkConfig(this.#host, name, config, trusted),
       changeMedium: (device: string, size: number, config: string) =>
         this.#changeMedium({ handler: name, device, size, config }),
     }));
@@ -189,6 +190,7 @@ export class TcmuService {
   /** Takes over one device: with its commands, or while its creator still waits. */
   async #adopt(entry: Entry): Promise<void> {
     const { backstore } = entry;
+    if (entry.disk !== undefined || entry.removed || this.#stopping.signal.aborted) return;
     entry.deviceId ??= await backstore.deviceId();
     if (!(await backstore.block(true))) {
       await this.#finishAdding(entry);
@@ -234,9 +236,9 @@ export class TcmuService {
       return;
     }
     await this.#inTurn(entry, async () => {
-      if (entry.removed || entry.disk !== undefined || this.#stopping.signal.aborted) return;
+      if (entry.removed || this.#stopping.signal.aborted) return;
       try {
-        await this.#open(entry);
+        if (entry.disk === undefined) await this.#open(entry);
         await entry.backstore.block(false);
         this.#log.info({ device: entry.backstore.key }, `${entry.backstore.key}: taken over at last`);
       } catch (error) {
@@ -328,6 +330,11 @@ export class TcmuService {
 
   async #added(entry: Entry): Promise<void> {
     const { key } = entry.backstore;
+    // Served already: the kernel had given up an event whose image opened late.
+    if (entry.disk !== undefined) {
+      this.#channel?.answer(entry.deviceId as number, 0);
+      return;
+    }
     try {
       await this.#open(entry);
     } catch (error) {
@@ -368,8 +375,6 @@ export class TcmuService {
     this.#channel?.answer(event.deviceId, status);
   }
 
-  // --- one device ---
-
   #entry(uio: TcmuUio): Entry {
     const backstore = new UserBackstore(uio.backstore);
     const known = this.#entries.get(backstore.key);
@@ -398,7 +403,7 @@ export class TcmuService {
 
   async #open(entry: Entry): Promise<void> {
     const disk = await TcmuDisk.open(this.#host, entry.uio, this.#log, {
-      broken: (reason) => void this.#inTurn(entry, () => this.#repair(entry, disk, reason)),
+      broken: (reason) => this.#broken(entry, disk, reason),
       gone: () => void this.#inTurn(entry, () => this.#vanished(entry, disk)),
     });
     try {
@@ -432,6 +437,18 @@ export class TcmuService {
     disk.attach(entry.uio);
     await entry.backstore.block(false);
     this.#log.warn({ device: key }, `${key}: the command ring was emptied, and serves again`);
+  }
+
+  /** When repairing fails the device is opened anew, until that works. */
+  #broken(entry: Entry, disk: TcmuDisk, reason: string): void {
+    this.#inTurn(entry, () => this.#repair(entry, disk, reason)).catch(async (error: unknown) => {
+      const { key } = entry.backstore;
+      this.#log.error({ error, device: key }, `${key}: repairing its ring failed: ${describe(error)}`);
+      if (entry.disk !== disk) return;
+      entry.disk = undefined;
+      await disk.close().catch(() => undefined);
+      void this.#retryLater(entry, FIRST_RETRY_MS);
+    });
   }
 
   /** The kernel removed the device, and we did not hear of it in time. */
@@ -474,23 +491,7 @@ export class TcmuService {
       ({ uio }) => uio.backstore.name === device && uio.backstore.config.startsWith(`${handler}/`),
     );
     try {
-      return await changeMedium(entry?.disk, request, (config) => this.#check(handler, config, true));
-    } catch (error) {
-      return describe(error);
-    }
-  }
-
-  /** What is wrong with a configuration; whoever may know learns whether its image can be opened. */
-  async #check(handler: string, config: string, trusted: boolean): Promise<string | undefined> {
-    try {
-      const request = requestOf(config);
-      if (!config.startsWith(`${handler}/`))
-        return `this is the handler ${handler}: the configuration must begin with ${handler}/`;
-      if (!trusted || request.image.startsWith('nbd')) return undefined;
-      const { image, format, snapshot } = request;
-      const opened = await this.#host.open(image, { format, snapshot, readOnly: true, lock: 'shared' });
-      await opened.close();
-      return undefined;
+      return await changeMedium(entry?.disk, request, (config) => checkConfig(this.#host, handler, config, true));
     } catch (error) {
       return describe(error);
     }

@@ -5,7 +5,7 @@ import { sharedIoQueue } from '../native/io-queue.ts';
 
 /** A file whose lock says that a program of a kind runs. The system takes it back when the process ends, however that happens. */
 export class ProcessLock {
-  readonly #fd: number;
+  #fd: number;
 
   private constructor(fd: number) {
     this.#fd = fd;
@@ -34,7 +34,9 @@ export class ProcessLock {
     throw new LunetteError('IO', 'the file takes no locks', { path });
   }
 
+  /** Safe to call twice. */
   release(): void {
-    closeSync(this.#fd);
+    if (this.#fd >= 0) closeSync(this.#fd);
+    this.#fd = -1;
   }
 }

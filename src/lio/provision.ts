@@ -47,7 +47,10 @@ export class KernelTarget {
     }
     const child = new ProvisionChild(root);
     child.send(request);
-    const event = await child.next();
+    const event = await child.next().catch((error: unknown) => {
+      child.abandon();
+      throw error;
+    });
     if (event.event === 'up') return new KernelTarget(request, event.devices, child);
     await child.end();
     if (event.event === 'failed') {
@@ -117,6 +120,11 @@ class ProvisionChild {
       this.#wake = undefined;
     });
     return this.next();
+  }
+
+  /** It takes everything down as soon as the kernel lets it; nobody waits for that. */
+  abandon(): void {
+    this.#process.stdin.end();
   }
 
   /** Lets it take everything down and end. @returns what is left */

@@ -48,14 +48,18 @@ export class SocketStream {
   /**
    * Takes a connection over from Node: its socket is closed, the connection goes on here.
    *
-   * @returns undefined, and nothing has changed, without the addon and for sockets with bytes under way on either side
+   * @returns undefined, and nothing has changed, without the addon, without a descriptor to spare, and for sockets with bytes under way on either side
    */
   static adopt(socket: Socket, events: SocketEvents): SocketStream | undefined {
     const fd = (socket as unknown as { _handle?: { fd?: unknown } })._handle?.fd;
     if (MAX_SEGMENTS === 0 || typeof fd !== 'number' || fd < 0) return undefined;
     if (socket.destroyed || socket.connecting || socket.writableLength > 0 || socket.readableLength > 0)
       return undefined;
-    return new SocketStream(fd, events);
+    try {
+      return new SocketStream(fd, events);
+    } catch {
+      return undefined; // no descriptor to be had: the socket stays Node's
+    }
   }
 
   /** Adds a piece to the next write. @returns false when no more fit into one call */

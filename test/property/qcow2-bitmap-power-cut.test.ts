@@ -108,7 +108,7 @@ async function restructure(random: Random, image: ChainImage, workload: Workload
         const name = random.pick(present);
         const bytes = model.snapshots.get(name)?.bytes as Uint8Array;
         workload.bitmaps.write(0, Math.max(image.size, bytes.length));
-        workload.bitmaps.cut(Math.min(image.size, bytes.length));
+        workload.bitmaps.cut(bytes.length); // all that the disk shows then
         return model.replace(bytes, () => applySnapshot(image, { name }));
       }
     case 1: {

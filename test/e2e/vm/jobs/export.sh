@@ -73,7 +73,7 @@ writes_are_thrown_away() {
   dd if=/dev/urandom of="${disk%% *}" bs=64k count=16 oflag=direct status=none || return 1
   stop_export || return 1
   after=$(md5sum <$images/disk.qcow2)
-  [ "$before" = "$after" ] && ! ls /tmp/lunette-*.qcow2 2>/dev/null
+  [ "$before" = "$after" ] && ! ls /tmp/lunette-*/overlay.qcow2 2>/dev/null
 }
 
 # The image is opened by nobody afterwards, whatever became of the program.

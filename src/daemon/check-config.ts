@@ -1,0 +1,28 @@
+import type { ImageHost } from '../../formats/index.ts';
+import { describe } from './log.ts';
+import { requestOf } from './tcmu-handlers.ts';
+
+/**
+ * What is wrong with a device's configuration; undefined: nothing.
+ *
+ * @param trusted whoever asks may learn whether its image can be opened
+ */
+export async function checkConfig(
+  host: ImageHost,
+  handler: string,
+  config: string,
+  trusted: boolean,
+): Promise<string | undefined> {
+  try {
+    const request = requestOf(config);
+    if (!config.startsWith(`${handler}/`))
+      return `this is the handler ${handler}: the configuration must begin with ${handler}/`;
+    if (!trusted || request.image.startsWith('nbd')) return undefined;
+    const { image, format, snapshot } = request;
+    const opened = await host.open(image, { format, snapshot, readOnly: true, lock: 'shared' });
+    await opened.close();
+    return undefined;
+  } catch (error) {
+    return describe(error);
+  }
+}
