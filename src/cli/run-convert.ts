@@ -41,8 +41,9 @@ export async function runConvert(
   const sources: Image[] = [];
   try {
     for (const name of names) {
-      const { format, snapshot, forceShare, strict, parent, ignoreCid } = options;
-      sources.push(await openDisk(host, name, { format, snapshot, forceShare, strict, parent, ignoreCid }));
+      const { format, snapshot, forceShare, strict, parent, ignoreCid, secretFile } = options;
+      const disk = { format, snapshot, forceShare, strict, parent, ignoreCid, secretFile, warn };
+      sources.push(await openDisk(host, name, disk));
     }
     const total = sources.reduce((sum, { size }) => sum + size, 0);
     // Where the disk itself goes to stdout, all else goes to stderr.
@@ -104,6 +105,19 @@ function isBlockDevice(path: string): boolean {
   return statSync(path, { throwIfNoEntry: false })?.isBlockDevice() === true;
 }
 
+/** What would silently do nothing. */
+function refuseForPipes(options: ConvertCommandOptions): void {
+  for (const [given, option] of [
+    [options.verify, '--verify'],
+    [options.compress, '-c'],
+    [options.backing, '-B'],
+    [options.existing, '-n'],
+    [options.options, '-o'],
+  ] as const) {
+    if (given !== undefined && given !== false) throw new UsageError('USAGE', `${option} means nothing for a pipe`);
+  }
+}
+
 type InPlaceOptions = Omit<OntoOptions, 'targetIsZero'>;
 
 async function convertInPlace(
@@ -116,6 +130,7 @@ async function convertInPlace(
   const { outputFormat, targetIsZero = false, compress } = options;
   if (STDOUT.has(target)) {
     const write = context.stdout.writeBytes;
+    refuseForPipes(options);
     if (outputFormat !== 'raw') throw new UsageError('USAGE', `-O ${outputFormat} cannot be written to a pipe`);
     if (write === undefined) throw new UsageError('USAGE', 'there is no stdout for bytes');
     return convertToStream(write, common);
@@ -125,7 +140,8 @@ async function convertInPlace(
   }
   if (options.backing !== undefined)
     throw new UsageError('USAGE', '-B is for new images, and this target is there already');
-  const image = await openDisk(host, target, { format: outputFormat, readOnly: false });
+  const { secretFile } = options;
+  const image = await openDisk(host, target, { format: outputFormat, readOnly: false, secretFile });
   let failed = true;
   try {
     const result = await convertOnto(image, { ...common, targetIsZero, compress });

@@ -29,7 +29,7 @@ export async function runMap(context: CliContext, name: string, options: RunMapO
     if (options.picture !== undefined) {
       const allocation = await mapAllocation(image, { maxCells: MAP_CELLS });
       const render = options.picture === 'svg' ? renderAllocationSvg : renderAllocationPage;
-      await writeText(context, options.out ?? '-', render(basename(name), allocation));
+      await writeText(context, options.out ?? '-', render(basename(name), allocation), name);
       return;
     }
     const start = Math.min(image.size, options.startOffset ?? 0);

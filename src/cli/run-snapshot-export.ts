@@ -1,10 +1,10 @@
-import { rm } from 'node:fs/promises';
 import { ImageError, UsageError } from '../../formats/core/errors.ts';
 import { type ChainImage, creatorOf, diffQcow2 } from '../../formats/index.ts';
 import { convertImage } from '../convert/convert.ts';
 import { inspectFile, OnlyDifferences, requireInternalSnapshots, selectSnapshot } from '../inspect/index.ts';
 import { createGate } from '../open/host.ts';
 import { parseImageName } from '../open/name.ts';
+import { secretsOf } from '../open/secrets.ts';
 import type { CliContext } from './context.ts';
 import { asksForHelp, parseOptionTexts, renderOptions } from './create-options.ts';
 import { warn } from './output.ts';
@@ -33,6 +33,11 @@ export async function runSnapshotExport(
   if (asksForHelp(options.options)) {
     context.stdout.write(renderOptions(creatorOf(options.outputFormat)));
     return;
+  }
+  if (target === '-') {
+    throw new UsageError('USAGE', 'snapshot export writes files', {
+      help: 'lunette convert -l SNAPSHOT -O raw IMAGE - writes to a pipe.',
+    });
   }
   checkOptions(options);
   const by = selectBy(options);
@@ -65,12 +70,15 @@ export async function runSnapshotExport(
         signal: interrupted.signal,
         progress: (done) => progress.update(done),
         gate: createGate(options),
+        secrets: secretsOf(options.secretFile),
+        settle: stage.forceShare
+          ? () => checkStillThere(stage, [snapshot, ...(since === undefined ? [] : [since])])
+          : undefined,
         warn: (message, from) => warn(context, options, `${from}: ${message}`),
         part: part === undefined ? undefined : { source: part, unchanged: OnlyDifferences.isSame },
         backing:
           options.backing === undefined ? undefined : { reference: options.backing, format: options.backingFormat },
       });
-      if (stage.forceShare) await checkStillThere(stage, [snapshot, ...(since === undefined ? [] : [since])], path);
     } finally {
       progress.end();
       stopListening();
@@ -107,19 +115,10 @@ function snapshotsOf(stage: Looking) {
 }
 
 /** While others have the image: a snapshot that was deleted meanwhile has been read in part from what came after it. */
-async function checkStillThere(
-  stage: Looking,
-  wanted: readonly { readonly id: string }[],
-  target: string,
-): Promise<void> {
+async function checkStillThere(stage: Looking, wanted: readonly { readonly id: string }[]): Promise<void> {
   const now = new Set((await snapshotsOf(stage)).map((each) => JSON.stringify(each)));
   if (wanted.every((each) => now.has(JSON.stringify(each)))) return;
-  await rm(target, { force: true });
-  throw new ImageError(
-    'LOCKED',
-    'the snapshot was deleted or made anew while it was read: what was written is removed',
-    {
-      path: stage.path,
-    },
-  );
+  throw new ImageError('LOCKED', 'the snapshot was deleted or made anew while it was read: nothing has been written', {
+    path: stage.path,
+  });
 }

@@ -49,6 +49,8 @@ export interface ConvertOptions
   readonly sync?: boolean | undefined;
   /** Read the new image back and compare it with the sources, before it gets its name. */
   readonly verify?: boolean | undefined;
+  /** Called when all is written, before it gets its name: throws to keep what was there. */
+  readonly settle?: (() => Promise<void>) | undefined;
   /** Work out the SHA-256 of the disk on the way. */
   readonly checksum?: boolean | undefined;
   /** Passphrases: an encrypted target gets the first. */
@@ -90,6 +92,7 @@ export async function convertImage(options: ConvertOptions): Promise<ConvertResu
       await writeImage(source, staged, { creator, values, backing }, options, checksum);
     }
     if (options.verify === true) await verify(source, staged, options);
+    await options.settle?.();
   } catch (error) {
     await staged.abort();
     throw error;

@@ -89,6 +89,12 @@ export class StagedTarget {
   async commit(): Promise<void> {
     const { sync } = this.#options;
     try {
+      // They are closed: without a lock another attempt would take them for leftovers, and empty them.
+      for (const { temporary } of this.#files) {
+        const storage = await this.#options.openStorage(temporary, { readOnly: false });
+        this.#locks.push(storage);
+        await storage.lock('write');
+      }
       if (sync) for (const { temporary } of this.#files) await syncFile(temporary);
       // Other files of the disk first: until the main one has its name, nothing leads to them.
       for (const { temporary, final } of [...this.#files].reverse()) await rename(temporary, final);
@@ -145,7 +151,12 @@ export class StagedTarget {
     }
     this.#locks.push(storage);
     await storage.lock('write');
-    return stat(final);
+    const found = await stat(final);
+    if (found.isFile()) return found;
+    throw new LunetteError('INVALID', 'is no file: a new image would take its place', {
+      path: final,
+      help: 'lunette convert writes into devices in place.',
+    });
   }
 
   /** A file of the temporary name is there: an attempt that was killed left it, or one that runs has it locked. */
