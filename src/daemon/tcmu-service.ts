@@ -3,7 +3,7 @@ import { LunetteError } from '../../formats/core/errors.ts';
 import type { ImageHost } from '../../formats/index.ts';
 import type { TcmuObjects } from '../dbus/tcmu-objects.ts';
 import { ProcessLock } from '../io/process-lock.ts';
-import { abortNetlinkWaiters, blockNetlink, tcmuModuleIsLoaded } from '../lio/tcmu-module.ts';
+import { abortNetlinkWaiters, blockNetlink, freeNetlinkWaiters, tcmuModuleIsLoaded } from '../lio/tcmu-module.ts';
 import { listUioDevices, type TcmuUio, uioDevice } from '../lio/uio-devices.ts';
 import { parseBackstoreName, UserBackstore } from '../lio/user-backstore.ts';
 import { TcmuChannel } from '../netlink/channel.ts';
@@ -13,6 +13,7 @@ import { checkConfig } from './check-config.ts';
 import { closeInOrder } from './close-in-order.ts';
 import { describe, type ServerLog } from './log.ts';
 import { errnoFor, TcmuDisk } from './tcmu-disk.ts';
+import type { TcmuEntry } from './tcmu-entry.ts';
 import { handlerDescriptions, isOurHandler } from './tcmu-handlers.ts';
 
 /** The file that tcmu-runner locks, too: only one of us can run. */
@@ -20,6 +21,7 @@ const LOCK_FILE = '/run/tcmu.lock';
 
 const EOPNOTSUPP = -95;
 const ENOENT = -2;
+const EAGAIN = -11;
 
 /** An image that could not be opened is tried again after so long, then ever later, ms. */
 const FIRST_RETRY_MS = 2000;
@@ -35,18 +37,6 @@ export interface TcmuServiceOptions {
   readonly unknownHandlers?: 'refuse' | 'leave' | undefined;
 }
 
-/** A device of ours that there is, served or not. */
-interface Entry {
-  readonly backstore: UserBackstore;
-  uio: TcmuUio;
-  deviceId: number | undefined;
-  disk: TcmuDisk | undefined;
-  /** Things happen to a device one after the other. */
-  queue: Promise<void>;
-  removed: boolean;
-  repairs: number[];
-}
-
 /**
  * The userspace end of the kernel's TCMU devices, in the place of tcmu-runner: hears of them over netlink, serves their images, and shows
  * itself to targetcli over D-Bus. Devices that are there already are taken over, with what initiators have in flight.
@@ -55,7 +45,7 @@ export class TcmuService {
   readonly #host: ImageHost;
   readonly #log: ServerLog;
   readonly #options: TcmuServiceOptions;
-  readonly #entries = new Map<string, Entry>();
+  readonly #entries = new Map<string, TcmuEntry>();
   readonly #lock: ProcessLock;
   #channel: TcmuChannel | undefined;
   #objects: TcmuObjects | undefined;
@@ -113,17 +103,24 @@ export class TcmuService {
    */
   close(): Promise<void> {
     this.#stopping.abort();
-    const channel = this.#channel;
-    this.#channel = undefined;
     return closeInOrder(
       [
         () => this.#objects?.close(),
         ...[...this.#entries.values()].map((entry) => () => this.#inTurn(entry, () => this.#retire(entry))),
-        () => channel?.endAnswering(),
-        () => channel?.close(),
+        () => this.#endNetlink(),
         () => this.#lock.release(),
       ].map((step) => async () => step()),
     );
+  }
+
+  /** From here on nobody waits for our answers. Who does already hears EINTR, and does not wait the next time. */
+  async #endNetlink(): Promise<void> {
+    const channel = this.#channel;
+    if (channel === undefined) return;
+    channel.endAnswering();
+    await freeNetlinkWaiters();
+    this.#channel = undefined;
+    channel.close();
   }
 
   // --- the beginning ---
@@ -188,7 +185,7 @@ export class TcmuService {
   }
 
   /** Takes over one device: with its commands, or while its creator still waits. */
-  async #adopt(entry: Entry): Promise<void> {
+  async #adopt(entry: TcmuEntry): Promise<void> {
     const { backstore } = entry;
     if (entry.disk !== undefined || entry.removed || this.#stopping.signal.aborted) return;
     entry.deviceId ??= await backstore.deviceId();
@@ -211,7 +208,7 @@ export class TcmuService {
   }
 
   /** Somebody enabled the device while nobody served: the answer is still waited for. */
-  async #finishAdding(entry: Entry): Promise<void> {
+  async #finishAdding(entry: TcmuEntry): Promise<void> {
     const { backstore, deviceId } = entry;
     if (deviceId === undefined) return;
     let status = 0;
@@ -229,7 +226,7 @@ export class TcmuService {
     this.#channel?.answerMissedAdd(deviceId, status);
   }
 
-  async #retryLater(entry: Entry, waitMs: number): Promise<void> {
+  async #retryLater(entry: TcmuEntry, waitMs: number): Promise<void> {
     try {
       await delay(waitMs, undefined, { signal: this.#stopping.signal, ref: false });
     } catch {
@@ -280,6 +277,10 @@ export class TcmuService {
       this.#onForeign(event, handler);
       return;
     }
+    if (this.#stopping.signal.aborted && event.kind !== 'removed') {
+      this.#channel?.answer(event.deviceId, EAGAIN);
+      return;
+    }
     void this.#handle(event, name.config).catch((error: unknown) => {
       this.#log.error({ error, device: event.name }, `${event.name}: ${describe(error)}`);
       this.#channel?.answer(event.deviceId, errnoFor(error));
@@ -328,7 +329,7 @@ export class TcmuService {
     await this.#inTurn(entry, () => this.#reconfigure(entry, changed));
   }
 
-  async #added(entry: Entry): Promise<void> {
+  async #added(entry: TcmuEntry): Promise<void> {
     const { key } = entry.backstore;
     // Served already: the kernel had given up an event whose image opened late.
     if (entry.disk !== undefined) {
@@ -351,7 +352,7 @@ export class TcmuService {
     await this.#forget(entry);
   }
 
-  async #reconfigure(entry: Entry, event: Extract<TcmuEvent, { kind: 'reconfigured' }>): Promise<void> {
+  async #reconfigure(entry: TcmuEntry, event: Extract<TcmuEvent, { kind: 'reconfigured' }>): Promise<void> {
     const { change } = event;
     let status = EOPNOTSUPP;
     if (change !== undefined && entry.disk !== undefined) {
@@ -375,14 +376,14 @@ export class TcmuService {
     this.#channel?.answer(event.deviceId, status);
   }
 
-  #entry(uio: TcmuUio): Entry {
+  #entry(uio: TcmuUio): TcmuEntry {
     const backstore = new UserBackstore(uio.backstore);
     const known = this.#entries.get(backstore.key);
     if (known !== undefined) {
       known.uio = uio;
       return known;
     }
-    const entry: Entry = {
+    const entry: TcmuEntry = {
       backstore,
       uio,
       deviceId: undefined,
@@ -395,13 +396,13 @@ export class TcmuService {
     return entry;
   }
 
-  #inTurn(entry: Entry, work: () => Promise<void>): Promise<void> {
+  #inTurn(entry: TcmuEntry, work: () => Promise<void>): Promise<void> {
     const done = entry.queue.then(work);
     entry.queue = done.catch(() => undefined);
     return done;
   }
 
-  async #open(entry: Entry): Promise<void> {
+  async #open(entry: TcmuEntry): Promise<void> {
     const disk = await TcmuDisk.open(this.#host, entry.uio, this.#log, {
       broken: (reason) => this.#broken(entry, disk, reason),
       gone: () => void this.#inTurn(entry, () => this.#vanished(entry, disk)),
@@ -418,7 +419,7 @@ export class TcmuService {
   }
 
   /** The ring is unusable: emptied, and begun anew. What was in flight comes again. */
-  async #repair(entry: Entry, disk: TcmuDisk, reason: string): Promise<void> {
+  async #repair(entry: TcmuEntry, disk: TcmuDisk, reason: string): Promise<void> {
     if (entry.disk !== disk) return;
     const { key } = entry.backstore;
     const now = Date.now();
@@ -440,7 +441,7 @@ export class TcmuService {
   }
 
   /** When repairing fails the device is opened anew, until that works. */
-  #broken(entry: Entry, disk: TcmuDisk, reason: string): void {
+  #broken(entry: TcmuEntry, disk: TcmuDisk, reason: string): void {
     this.#inTurn(entry, () => this.#repair(entry, disk, reason)).catch(async (error: unknown) => {
       const { key } = entry.backstore;
       this.#log.error({ error, device: key }, `${key}: repairing its ring failed: ${describe(error)}`);
@@ -452,13 +453,13 @@ export class TcmuService {
   }
 
   /** The kernel removed the device, and we did not hear of it in time. */
-  async #vanished(entry: Entry, disk: TcmuDisk): Promise<void> {
+  async #vanished(entry: TcmuEntry, disk: TcmuDisk): Promise<void> {
     if (entry.disk !== disk) return;
     this.#log.warn({ device: entry.backstore.key }, `${entry.backstore.key}: is gone`);
     await this.#forget(entry);
   }
 
-  async #forget(entry: Entry): Promise<void> {
+  async #forget(entry: TcmuEntry): Promise<void> {
     entry.removed = true;
     if (this.#entries.get(entry.backstore.key) === entry) this.#entries.delete(entry.backstore.key);
     const { disk } = entry;
@@ -471,7 +472,7 @@ export class TcmuService {
   }
 
   /** At the end of the daemon: the device stays, and waits for the next. */
-  async #retire(entry: Entry): Promise<void> {
+  async #retire(entry: TcmuEntry): Promise<void> {
     const { disk, backstore } = entry;
     entry.disk = undefined;
     if (disk === undefined) return;

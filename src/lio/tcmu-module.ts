@@ -19,6 +19,16 @@ export async function abortNetlinkWaiters(root = MODULE): Promise<void> {
   await setParameter(root, 'reset_netlink', 1);
 }
 
+/** Both, and open again. */
+export async function freeNetlinkWaiters(root = MODULE): Promise<void> {
+  await blockNetlink(true, root);
+  try {
+    await abortNetlinkWaiters(root);
+  } finally {
+    await blockNetlink(false, root);
+  }
+}
+
 async function setParameter(root: string, name: string, value: number): Promise<void> {
   const file = join(root, 'parameters', name);
   if (existsSync(file)) await writeFile(file, String(value));
