@@ -20,7 +20,9 @@ export async function runDaemon(options: DaemonOptions, context: CliContext): Pr
     context.stdout.write(dropInFor(config, options.config ?? 'defaults'));
     return;
   }
-  const log = createLog(context, { debug: config['log-level'] === 'debug', ...options, json: false });
+  const log = createLog(context, { ...options, json: false });
+  // What the command line says counts more.
+  if (options.debug !== true && options.quiet !== true) log.level = config['log-level'];
   const notifier = new SystemdNotifier({ ...context.env }, log);
   const stopped = new Promise<string>((resolve) => {
     context.interrupts.once(resolve, ['SIGINT', 'SIGTERM']);
