@@ -64,6 +64,7 @@ class NetlinkFace {
       object.Set("kind", static_cast<uint32_t>(event.kind));
       object.Set("deviceId", event.device_id);
       object.Set("errno", event.number);
+      object.Set("ticket", event.ticket);
       object.Set("message", Napi::Buffer<uint8_t>::Copy(env_, event.message.data(), event.message.size()));
       napi_value argument = object;
       napi_value result = nullptr;
@@ -95,7 +96,7 @@ NetlinkFace* GetFace(const Napi::CallbackInfo& info) {
   return face;
 }
 
-// netlinkOpen(timeoutMs, callback: ({kind, deviceId, errno, message}) => void): handle
+// netlinkOpen(timeoutMs, callback: ({kind, deviceId, ticket, errno, message}) => void): handle
 Napi::Value NetlinkOpen(const Napi::CallbackInfo& info) {
   Napi::Env env = info.Env();
   if (!info[0].IsNumber() || !info[1].IsFunction()) throw Napi::TypeError::New(env, "a timeout and a callback are needed");
@@ -107,15 +108,17 @@ Napi::Value NetlinkOpen(const Napi::CallbackInfo& info) {
   return Napi::External<NetlinkFace>::New(env, face, [](Napi::Env, NetlinkFace* forgotten) { forgotten->Forget(); });
 }
 
-// netlinkAnswer(handle, deviceId, status): false when nothing waits for it
+// netlinkAnswer(handle, deviceId, ticket, status): false when that event waits no more
 Napi::Value NetlinkAnswer(const Napi::CallbackInfo& info) {
-  bool done = GetFace(info)->socket().Answer(info[1].ToNumber().Uint32Value(), info[2].ToNumber().Int32Value());
+  bool done = GetFace(info)->socket().Answer(info[1].ToNumber().Uint32Value(), info[2].ToNumber().Uint32Value(),
+                                             info[3].ToNumber().Int32Value());
   return Napi::Boolean::New(info.Env(), done);
 }
 
-// netlinkLeave(handle, deviceId): false when nothing waits for it
+// netlinkLeave(handle, deviceId, ticket): false when that event waits no more
 Napi::Value NetlinkLeave(const Napi::CallbackInfo& info) {
-  return Napi::Boolean::New(info.Env(), GetFace(info)->socket().Leave(info[1].ToNumber().Uint32Value()));
+  bool left = GetFace(info)->socket().Leave(info[1].ToNumber().Uint32Value(), info[2].ToNumber().Uint32Value());
+  return Napi::Boolean::New(info.Env(), left);
 }
 
 // netlinkAnswerMissed(handle, event, deviceId, status): 0 or a negative errno

@@ -102,11 +102,19 @@ class StreamFace {
   static void OnEvent(uv_poll_t* poll, int status, int events) {
     StreamFace* face = static_cast<StreamFace*>(poll->data);
     if (status < 0) {
-      face->Call(status);
+      // libuv says EBADF for whatever is wrong, and has stopped to watch; the socket knows what it is.
+      face->Call(face->SocketError(status));
       return;
     }
     if ((events & UV_WRITABLE) != 0) face->Call(kWritable);
-    if ((events & UV_READABLE) != 0 && !face->closed_) face->Read();
+    // What was called may have closed the stream, or have enough to do for now.
+    if ((events & face->events_ & UV_READABLE) != 0 && !face->closed_) face->Read();
+  }
+
+  int SocketError(int otherwise) const {
+    int error = 0;
+    socklen_t length = sizeof error;
+    return getsockopt(fd_, SOL_SOCKET, SO_ERROR, &error, &length) == 0 && error != 0 ? -error : otherwise;
   }
 
   // Reads, and reads on while that has lately found more: a peer that sends one request after the other then costs no turn of the loop for each.

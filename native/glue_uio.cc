@@ -26,11 +26,18 @@ class UioFace {
     callback_ = Napi::Persistent(callback);
     napi_value name = Napi::String::New(env, "lunette.uio");
     napi_async_init(env, nullptr, name, &async_context_);
-    Napi::ArrayBuffer memory = Napi::ArrayBuffer::New(env, device_->memory(), device_->size());
-    memory_ = Napi::Persistent(memory);
     uv_loop_t* loop = nullptr;
     napi_get_uv_event_loop(env, &loop);
-    uv_poll_init(loop, &poll_, device_->event_fd());
+    // Fails for what cannot be waited for, as a descriptor that is a file.
+    error_ = uv_poll_init(loop, &poll_, device_->event_fd());
+    if (error_ != 0) {
+      // No handle was made, so none is to be closed.
+      closed_ = true;
+      Release();
+      return;
+    }
+    Napi::ArrayBuffer memory = Napi::ArrayBuffer::New(env, device_->memory(), device_->size());
+    memory_ = Napi::Persistent(memory);
     poll_.data = this;
     // Goes on with a full ring after the loop has looked at everything else.
     uv_async_init(loop, &again_, [](uv_async_t* handle) { static_cast<UioFace*>(handle->data)->Drain(); });
@@ -40,6 +47,7 @@ class UioFace {
     napi_add_async_cleanup_hook(env, CleanUp, this, &hook_);
   }
 
+  int error() const { return error_; }
   Napi::ArrayBuffer memory() const { return memory_.Value(); }
   bool closed() const { return closed_; }
   uint32_t flags() const { return device_->flags(); }
@@ -74,10 +82,7 @@ class UioFace {
     closed_ = true;
     napi_detach_arraybuffer(env_, memory_.Value());
     memory_.Reset();
-    device_.reset();
-    callback_.Reset();
-    keep_batch_.Reset();
-    napi_async_destroy(env_, async_context_);
+    Release();
     auto closed = [](uv_handle_t* handle) {
       UioFace* face = static_cast<UioFace*>(handle->data);
       if (--face->open_handles_ > 0) return;
@@ -100,6 +105,13 @@ class UioFace {
     UioFace* face = static_cast<UioFace*>(data);
     Napi::HandleScope scope(face->env_);
     face->Close();
+  }
+
+  void Release() {
+    device_.reset();
+    callback_.Reset();
+    keep_batch_.Reset();
+    napi_async_destroy(env_, async_context_);
   }
 
   void DeleteWhenUnused() {
@@ -160,6 +172,7 @@ class UioFace {
   uv_poll_t poll_;
   uv_async_t again_;
   napi_async_cleanup_hook_handle hook_ = nullptr;
+  int error_ = 0;
   int open_handles_ = 0;
   bool polling_ = false;
   bool closed_ = false;
@@ -188,7 +201,10 @@ Napi::Value UioOpen(const Napi::CallbackInfo& info) {
   if (reason != nullptr) throw Napi::Error::New(env, reason);
   NumberOrThrow(env, result, "mmap");
   UioFace* face = new UioFace(env, std::move(device), info[4].As<Napi::Uint32Array>(), info[5].As<Napi::Function>());
-  return Napi::External<UioFace>::New(env, face, [](Napi::Env, UioFace* forgotten) { forgotten->Forget(); });
+  Napi::Value handle =
+      Napi::External<UioFace>::New(env, face, [](Napi::Env, UioFace* forgotten) { forgotten->Forget(); });
+  if (face->error() != 0) return NumberOrThrow(env, face->error(), "uv_poll_init");
+  return handle;
 }
 
 // uioMemory(handle): ArrayBuffer over the region

@@ -157,22 +157,21 @@ std::vector<TcmuEvent> TcmuNetlink::TakeEvents() {
   return taken;
 }
 
-bool TcmuNetlink::Answer(uint32_t device_id, int status) {
-  uint8_t event;
-  {
-    std::lock_guard<std::mutex> hold(lock_);
-    auto found = pending_.find(device_id);
-    if (found == pending_.end()) return false;
-    event = found->second.event;
-    pending_.erase(found);
-  }
-  return Send(event + kTcmuDone, device_id, status) == 0;
+uint8_t TcmuNetlink::TakePending(uint32_t device_id, uint32_t ticket) {
+  std::lock_guard<std::mutex> hold(lock_);
+  auto found = pending_.find(device_id);
+  if (found == pending_.end() || found->second.ticket != ticket) return 0;
+  uint8_t event = found->second.event;
+  pending_.erase(found);
+  return event;
 }
 
-bool TcmuNetlink::Leave(uint32_t device_id) {
-  std::lock_guard<std::mutex> hold(lock_);
-  return pending_.erase(device_id) > 0;
+bool TcmuNetlink::Answer(uint32_t device_id, uint32_t ticket, int status) {
+  uint8_t event = TakePending(device_id, ticket);
+  return event != 0 && Send(event + kTcmuDone, device_id, status) == 0;
 }
+
+bool TcmuNetlink::Leave(uint32_t device_id, uint32_t ticket) { return TakePending(device_id, ticket) != 0; }
 
 int TcmuNetlink::AnswerMissed(uint8_t event, uint32_t device_id, int status) {
   if (event < kTcmuAdded || event > kTcmuReconfigured) return -EINVAL;
@@ -215,7 +214,7 @@ void TcmuNetlink::Work() {
       if (stopping_) return;
     }
     if (ready < 0 && errno != EINTR) {
-      Push({TcmuEvent::kFailed, 0, -errno, {}});
+      Push({TcmuEvent::kFailed, 0, -errno, 0, {}});
       return;
     }
     if (ready > 0 && waiting[0].revents != 0 && !Receive()) return;
@@ -232,10 +231,10 @@ bool TcmuNetlink::Receive() {
   }
   if (length < 0 && (errno == EINTR || errno == EAGAIN)) return true;
   if (length < 0 && errno == ENOBUFS) {
-    Push({TcmuEvent::kOverflow, 0, 0, {}});
+    Push({TcmuEvent::kOverflow, 0, 0, 0, {}});
     return true;
   }
-  Push({TcmuEvent::kFailed, 0, length < 0 ? -errno : -EPIPE, {}});
+  Push({TcmuEvent::kFailed, 0, length < 0 ? -errno : -EPIPE, 0, {}});
   return false;
 }
 
@@ -246,7 +245,7 @@ void TcmuNetlink::Take(const uint8_t* data, size_t length) {
     if (view.header.type == NLMSG_ERROR) {
       int number = 0;
       if (view.body_length >= sizeof number) memcpy(&number, view.body, sizeof number);
-      if (number != 0) Push({TcmuEvent::kRefused, 0, number, {}});
+      if (number != 0) Push({TcmuEvent::kRefused, 0, number, 0, {}});
       continue;
     }
     if (view.header.type != family_ || view.body_length < kGenlHeaderSize) continue;
@@ -256,26 +255,28 @@ void TcmuNetlink::Take(const uint8_t* data, size_t length) {
     if (!known || !FindAttribute32(view.body + kGenlHeaderSize, view.body_length - kGenlHeaderSize, kTcmuDeviceId, &device_id)) {
       continue;
     }
+    uint32_t ticket;
     {
       std::lock_guard<std::mutex> hold(lock_);
-      pending_[device_id] = {command, Clock::now() + std::chrono::milliseconds(timeout_ms_)};
+      ticket = ++last_ticket_;
+      pending_[device_id] = {command, ticket, Clock::now() + std::chrono::milliseconds(timeout_ms_)};
     }
-    Push({TcmuEvent::kDevice, device_id, 0, std::vector<uint8_t>(view.body, view.body + view.body_length)});
+    Push({TcmuEvent::kDevice, device_id, 0, ticket, std::vector<uint8_t>(view.body, view.body + view.body_length)});
   }
 }
 
 void TcmuNetlink::Expire() {
   Clock::time_point now = Clock::now();
-  std::vector<uint32_t> late;
+  std::vector<std::pair<uint32_t, uint32_t>> late;
   {
     std::lock_guard<std::mutex> hold(lock_);
     for (const auto& entry : pending_) {
-      if (entry.second.deadline <= now) late.push_back(entry.first);
+      if (entry.second.deadline <= now) late.emplace_back(entry.first, entry.second.ticket);
     }
   }
-  for (uint32_t device_id : late) {
+  for (auto [device_id, ticket] : late) {
     // Whoever is first, this or the answer, has it.
-    if (Answer(device_id, -ETIMEDOUT)) Push({TcmuEvent::kExpired, device_id, 0, {}});
+    if (Answer(device_id, ticket, -ETIMEDOUT)) Push({TcmuEvent::kExpired, device_id, 0, ticket, {}});
   }
 }
 

@@ -35,6 +35,8 @@ struct TcmuEvent {
   Kind kind;
   uint32_t device_id;
   int number;
+  // Of kDevice and kExpired: which event of the device it is. An answer names it.
+  uint32_t ticket;
   std::vector<uint8_t> message;
 };
 
@@ -52,10 +54,11 @@ class TcmuNetlink {
   TcmuNetlink& operator=(const TcmuNetlink&) = delete;
 
   std::vector<TcmuEvent> TakeEvents();
-  // Answers the event that waits for a device. False: none does, or the watchdog was first.
-  bool Answer(uint32_t device_id, int status);
-  // Somebody else answers.
-  bool Leave(uint32_t device_id);
+  // Answers one event of a device. False: it waits no more, because the watchdog was first, or a later event has come for the device since,
+  // which this answer is not for.
+  bool Answer(uint32_t device_id, uint32_t ticket, int status);
+  // Somebody else answers it.
+  bool Leave(uint32_t device_id, uint32_t ticket);
   // Answers an event that was sent when nobody listened. Only for what is known to wait, and known to be of that kind.
   int AnswerMissed(uint8_t event, uint32_t device_id, int status);
   // Whether the kernel waits for answers, from the next event on. It outlives us.
@@ -67,6 +70,7 @@ class TcmuNetlink {
   using Clock = std::chrono::steady_clock;
   struct Pending {
     uint8_t event;
+    uint32_t ticket;
     Clock::time_point deadline;
   };
 
@@ -75,6 +79,8 @@ class TcmuNetlink {
   void Take(const uint8_t* data, size_t length);
   void Expire();
   int WaitMs();
+  // The command of the event that waits with this ticket, which then waits no more; 0: none does.
+  uint8_t TakePending(uint32_t device_id, uint32_t ticket);
   int Send(uint8_t command, uint32_t device_id, int status);
   void Push(TcmuEvent event);
 
@@ -89,6 +95,7 @@ class TcmuNetlink {
   std::map<uint32_t, Pending> pending_;
   std::vector<TcmuEvent> events_;
   uint32_t sequence_ = 1;
+  uint32_t last_ticket_ = 0;
   bool stopping_ = false;
   std::thread thread_;
 };

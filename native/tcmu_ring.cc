@@ -22,11 +22,13 @@ constexpr uint32_t kPad = 0;
 constexpr uint32_t kCommand = 1;
 constexpr uint32_t kTaskManagement = 2;
 constexpr uint32_t kHeaderSize = 8;
+constexpr uint32_t kUserFlagsAt = 7;
 constexpr uint32_t kCommandSize = 112;
 constexpr uint32_t kIovecsAt = 48;
 constexpr uint32_t kIovecSize = 16;
 constexpr uint32_t kTaskManagementSize = 32;
 constexpr uint32_t kMaxCdb = 260;
+constexpr uint32_t kRecordUnknownWords = 3;
 
 uint16_t Load16(const uint8_t* at) {
   uint16_t value;
@@ -112,7 +114,7 @@ RingState TcmuRing::Fetch(uint32_t* out, size_t capacity, size_t* words, size_t*
   if (head >= ring_size_ || head % 8 != 0) return Break("the head is outside of the command ring");
   if (WasReset(head)) return RingState::kReset;
   while (fetch_ != head) {
-    const uint8_t* entry = base_ + ring_offset_ + fetch_;
+    uint8_t* entry = base_ + ring_offset_ + fetch_;
     uint32_t word = Load32(entry);
     uint32_t opcode = word & kOpcodeMask;
     uint32_t length = word & ~kOpcodeMask;
@@ -129,17 +131,25 @@ RingState TcmuRing::Fetch(uint32_t* out, size_t capacity, size_t* words, size_t*
         if (!CopyTaskManagement(entry, length, out + *words, capacity - *words, capacity, &taken)) return RingState::kGood;
         PushSlot({length, false});
         break;
-      default: {
-        // An opcode of a later kernel is a command to it, too: it waits for a completion with this id.
-        if (opcode == kCommand && length < kCommandSize) return Break("an entry is too short for a command");
+      case kCommand: {
+        if (length < kCommandSize) return Break("an entry is too short for a command");
         uint16_t id = Load16(entry + 4);
         if (fetched_[id]) return Break("an id came again before its command was completed");
-        uint32_t understood = opcode == kCommand ? length : 0;
-        if (!CopyCommand(fetch_, understood, out + *words, capacity - *words, capacity, &taken)) return RingState::kGood;
+        if (!CopyCommand(fetch_, length, out + *words, capacity - *words, capacity, &taken)) return RingState::kGood;
         fetched_[id] = true;
         in_flight_++;
         PushSlot({length, true});
+        break;
       }
+      default:
+        // Of a later kernel. The flag is the answer (tcmu-design.rst): the entry may have no room for another, and is passed over as it is.
+        if (capacity - *words < kRecordUnknownWords) return RingState::kGood;
+        taken = kRecordUnknownWords;
+        out[*words + kRecordWords] = kRecordUnknownWords;
+        out[*words + kRecordKind] = kRecordUnknown;
+        out[*words + kRecordId] = Load16(entry + 4);
+        entry[kUserFlagsAt] |= kCompleteUnknown;
+        PushSlot({length, false});
     }
     if (taken > 0) {
       *words += taken;
@@ -153,7 +163,7 @@ RingState TcmuRing::Fetch(uint32_t* out, size_t capacity, size_t* words, size_t*
   return RingState::kGood;
 }
 
-// Returns false when the record does not fit into the room that is left. Length 0: nothing but the header is understood.
+// Returns false when the record does not fit into the room that is left.
 bool TcmuRing::CopyCommand(uint32_t at, uint32_t length, uint32_t* out, size_t room, size_t capacity, size_t* words) {
   const uint8_t* entry = base_ + ring_offset_ + at;
   const size_t fixed = kRecordCdb + 4;
@@ -163,7 +173,6 @@ bool TcmuRing::CopyCommand(uint32_t at, uint32_t length, uint32_t* out, size_t r
   out[kRecordKind] = kRecordMalformed;
   out[kRecordId] = Load16(entry + 4);
   *words = fixed;
-  if (length == 0) return true;
 
   uint32_t count = Load32(entry + 8);
   uint32_t bidirectional = Load32(entry + 12);

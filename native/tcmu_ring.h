@@ -21,9 +21,12 @@ constexpr uint32_t kRecordCommand = 1;
 constexpr uint32_t kRecordTaskManagement = 2;
 // A command whose entry points outside of what it may: it has to be completed, but there are no CDB and no data.
 constexpr uint32_t kRecordMalformed = 3;
+// An entry of an opcode that is not known here. Nothing is to be done about it.
+constexpr uint32_t kRecordUnknown = 4;
 
 // A command's record: words in the record | kind and CDB length << 16 | command id | data iovecs | bidirectional iovecs | bytes in the
 // data iovecs | CDB, padded with zeros to 16 bytes or a multiple of 4 | offset in the region and length of each iovec.
+// An entry of an opcode that is not known: words | kind | its id. It is marked and completed already.
 // Task management: words | kind and function << 16 | 0 | ids | the ids, a word each.
 constexpr size_t kRecordWords = 0;
 constexpr size_t kRecordKind = 1;

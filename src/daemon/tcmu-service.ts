@@ -6,8 +6,7 @@ import { ProcessLock } from '../io/process-lock.ts';
 import { abortNetlinkWaiters, blockNetlink, freeNetlinkWaiters, tcmuModuleIsLoaded } from '../lio/tcmu-module.ts';
 import { listUioDevices, type TcmuUio, uioDevice } from '../lio/uio-devices.ts';
 import { parseBackstoreName, UserBackstore } from '../lio/user-backstore.ts';
-import { TcmuChannel } from '../netlink/channel.ts';
-import type { TcmuEvent } from '../netlink/tcmu-events.ts';
+import { type AwaitedEvent, TcmuChannel } from '../netlink/channel.ts';
 import { changeMedium, type MediumRequest } from './change-medium.ts';
 import { checkConfig } from './check-config.ts';
 import { closeInOrder } from './close-in-order.ts';
@@ -270,7 +269,7 @@ export class TcmuService {
 
   // --- events ---
 
-  #onEvent(event: TcmuEvent): void {
+  #onEvent(event: AwaitedEvent): void {
     const name = parseBackstoreName(event.name);
     const handler = name?.config.split('/')[0] ?? '';
     if (name === undefined || !(isOurHandler(name.config) || this.#entries.has(new UserBackstore(name).key))) {
@@ -278,28 +277,28 @@ export class TcmuService {
       return;
     }
     if (this.#stopping.signal.aborted && event.kind !== 'removed') {
-      this.#channel?.answer(event.deviceId, EAGAIN);
+      this.#channel?.answer(event, EAGAIN);
       return;
     }
     void this.#handle(event, name.config).catch((error: unknown) => {
       this.#log.error({ error, device: event.name }, `${event.name}: ${describe(error)}`);
-      this.#channel?.answer(event.deviceId, errnoFor(error));
+      this.#channel?.answer(event, errnoFor(error));
     });
   }
 
   /** A device of a handler that is not ours. */
-  #onForeign(event: TcmuEvent, handler: string): void {
+  #onForeign(event: AwaitedEvent, handler: string): void {
     if (this.#options.unknownHandlers === 'leave' || this.#objects?.isForeign(handler) === true) {
-      this.#channel?.leave(event.deviceId);
+      this.#channel?.leave(event);
       return;
     }
     // Its removal must not fail for want of somebody who knows it.
-    this.#channel?.answer(event.deviceId, event.kind === 'removed' ? 0 : ENOENT);
+    this.#channel?.answer(event, event.kind === 'removed' ? 0 : ENOENT);
     if (event.kind === 'added')
       this.#log.warn({ device: event.name }, `${event.name}: refused, there is no handler ${handler}`);
   }
 
-  async #handle(event: TcmuEvent, config: string): Promise<void> {
+  async #handle(event: AwaitedEvent, config: string): Promise<void> {
     const name = parseBackstoreName(event.name);
     if (name === undefined) return;
     const { key } = new UserBackstore(name);
@@ -309,18 +308,18 @@ export class TcmuService {
         throw new LunetteError('NOT_FOUND', 'the device is not there', { path: `/dev/uio${event.minor}` });
       const entry = this.#entry(uio);
       entry.deviceId = event.deviceId;
-      await this.#inTurn(entry, () => this.#added(entry));
+      await this.#inTurn(entry, () => this.#added(entry, event));
       return;
     }
     const entry = this.#entries.get(key);
     if (entry === undefined) {
-      this.#channel?.answer(event.deviceId, event.kind === 'removed' ? 0 : ENOENT);
+      this.#channel?.answer(event, event.kind === 'removed' ? 0 : ENOENT);
       return;
     }
     if (event.kind === 'removed') {
       await this.#inTurn(entry, async () => {
         await this.#forget(entry);
-        this.#channel?.answer(event.deviceId, 0);
+        this.#channel?.answer(event, 0);
         this.#log.info({ device: key }, `${key}: removed (${config})`);
       });
       return;
@@ -329,11 +328,11 @@ export class TcmuService {
     await this.#inTurn(entry, () => this.#reconfigure(entry, changed));
   }
 
-  async #added(entry: TcmuEntry): Promise<void> {
+  async #added(entry: TcmuEntry, event: AwaitedEvent): Promise<void> {
     const { key } = entry.backstore;
     // Served already: the kernel had given up an event whose image opened late.
     if (entry.disk !== undefined) {
-      this.#channel?.answer(entry.deviceId as number, 0);
+      this.#channel?.answer(event, 0);
       return;
     }
     try {
@@ -341,10 +340,10 @@ export class TcmuService {
     } catch (error) {
       this.#entries.delete(key);
       this.#log.error({ error, device: key }, `${key}: ${describe(error)}`);
-      this.#channel?.answer(entry.deviceId as number, errnoFor(error));
+      this.#channel?.answer(event, errnoFor(error));
       return;
     }
-    if (this.#channel?.answer(entry.deviceId as number, 0) === true) {
+    if (this.#channel?.answer(event, 0) === true) {
       this.#log.info({ device: key }, `${key}: added (${entry.uio.backstore.config})`);
       return;
     }
@@ -352,7 +351,7 @@ export class TcmuService {
     await this.#forget(entry);
   }
 
-  async #reconfigure(entry: TcmuEntry, event: Extract<TcmuEvent, { kind: 'reconfigured' }>): Promise<void> {
+  async #reconfigure(entry: TcmuEntry, event: Extract<AwaitedEvent, { kind: 'reconfigured' }>): Promise<void> {
     const { change } = event;
     let status = EOPNOTSUPP;
     if (change !== undefined && entry.disk !== undefined) {
@@ -373,7 +372,7 @@ export class TcmuService {
         status = 0;
       }
     }
-    this.#channel?.answer(event.deviceId, status);
+    this.#channel?.answer(event, status);
   }
 
   #entry(uio: TcmuUio): TcmuEntry {

@@ -21,6 +21,8 @@ export type NetlinkHandle = { readonly __netlink: unique symbol };
 export interface NetlinkMessage {
   readonly kind: number;
   readonly deviceId: number;
+  /** Which event of the device it is about. */
+  readonly ticket: number;
   readonly errno: number;
   readonly message: Buffer;
 }
@@ -101,8 +103,8 @@ export interface NativeBinding {
   uioClose(device: UioHandle): void;
 
   netlinkOpen(timeoutMs: number, callback: (message: NetlinkMessage) => void): NetlinkHandle;
-  netlinkAnswer(socket: NetlinkHandle, deviceId: number, status: number): boolean;
-  netlinkLeave(socket: NetlinkHandle, deviceId: number): boolean;
+  netlinkAnswer(socket: NetlinkHandle, deviceId: number, ticket: number, status: number): boolean;
+  netlinkLeave(socket: NetlinkHandle, deviceId: number, ticket: number): boolean;
   netlinkAnswerMissed(socket: NetlinkHandle, event: number, deviceId: number, status: number): number;
   netlinkSetFeatures(socket: NetlinkHandle, answers: boolean): number;
   netlinkClose(socket: NetlinkHandle): void;

@@ -8,8 +8,13 @@ const REFUSED = 3;
 
 /** Who hears of devices. Called from the event loop. */
 export interface NetlinkListener {
-  /** An event of the kernel, which waits for answer(deviceId) or leave(deviceId). @param message generic header and attributes */
-  event(deviceId: number, message: Uint8Array): void;
+  /**
+   * An event of the kernel, which waits for answer() or leave().
+   *
+   * @param ticket which event of the device it is
+   * @param message generic header and attributes
+   */
+  event(deviceId: number, ticket: number, message: Uint8Array): void;
   /** Events were lost. */
   overflow(): void;
   /** Nobody answered in time: the kernel was told that it failed. */
@@ -32,8 +37,8 @@ export class NetlinkSocket {
    * @throws {Error} the system's error: ENOENT when the module target_core_user is not loaded, EPERM without privilege
    */
   constructor(timeoutMs: number, listener: NetlinkListener) {
-    this.#handle = requireNative().netlinkOpen(timeoutMs, ({ kind, deviceId, errno, message }) => {
-      if (kind === DEVICE) listener.event(deviceId, message);
+    this.#handle = requireNative().netlinkOpen(timeoutMs, ({ kind, deviceId, ticket, errno, message }) => {
+      if (kind === DEVICE) listener.event(deviceId, ticket, message);
       else if (kind === OVERFLOW) listener.overflow();
       else if (kind === EXPIRED) listener.expired(deviceId);
       else if (kind === REFUSED) listener.refused(errno);
@@ -41,14 +46,17 @@ export class NetlinkSocket {
     });
   }
 
-  /** Answers the event that waits for a device, with 0 or a negative errno. False: none does; the watchdog may have been first. */
-  answer(deviceId: number, status: number): boolean {
-    return this.#handle !== undefined && requireNative().netlinkAnswer(this.#handle, deviceId, status);
+  /**
+   * Answers one event of a device, with 0 or a negative errno. False: it waits no more; the watchdog was first, or a later event of the
+   * device has come, which waits for an answer of its own.
+   */
+  answer(deviceId: number, ticket: number, status: number): boolean {
+    return this.#handle !== undefined && requireNative().netlinkAnswer(this.#handle, deviceId, ticket, status);
   }
 
-  /** Another program answers the event that waits for a device. */
-  leave(deviceId: number): boolean {
-    return this.#handle !== undefined && requireNative().netlinkLeave(this.#handle, deviceId);
+  /** Another program answers the event. */
+  leave(deviceId: number, ticket: number): boolean {
+    return this.#handle !== undefined && requireNative().netlinkLeave(this.#handle, deviceId, ticket);
   }
 
   /**

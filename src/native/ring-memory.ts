@@ -5,6 +5,8 @@ export const RECORD_COMMAND = 1;
 export const RECORD_TASK_MANAGEMENT = 2;
 /** A command that points outside of what it may. It has to be completed, but there are no CDB and no data. */
 export const RECORD_MALFORMED = 3;
+/** An entry of an opcode that is not known: it was marked so in the ring, and is over; the kernel has yet to be woken. */
+export const RECORD_UNKNOWN = 4;
 
 // Words of a record.
 export const RECORD_WORDS = 0;

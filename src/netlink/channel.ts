@@ -7,9 +7,15 @@ const REMOVED = 2;
 /** Somebody who is told nothing in this time is told that it failed, ms. */
 export const ANSWER_TIMEOUT_MS = 20_000;
 
+/** An event that somebody waits for in the kernel. */
+export type AwaitedEvent = TcmuEvent & {
+  /** Which event of its device it is: an answer that comes late does not hit the next. */
+  readonly ticket: number;
+};
+
 export interface ChannelListener {
   /** Waits for answer() or leave(). */
-  event(event: TcmuEvent): void;
+  event(event: AwaitedEvent): void;
   /** Events were lost: what there is has to be looked for. */
   overflow(): void;
   /** An event was not answered in time, and the kernel was told that it failed. */
@@ -25,11 +31,11 @@ export class TcmuChannel {
   /** @throws {Error} the system's error: ENOENT without the module target_core_user, EPERM without privilege */
   constructor(listener: ChannelListener, timeoutMs = ANSWER_TIMEOUT_MS) {
     this.#socket = new NetlinkSocket(timeoutMs, {
-      event: (deviceId, message) => {
+      event: (deviceId, ticket, message) => {
         const event = parseTcmuEvent(message);
         // Of no kind that is known: an answer would be a guess.
-        if (event === undefined) this.#socket.leave(deviceId);
-        else listener.event(event);
+        if (event === undefined) this.#socket.leave(deviceId, ticket);
+        else listener.event({ ...event, ticket });
       },
       overflow: () => listener.overflow(),
       expired: (deviceId) => listener.expired(deviceId),
@@ -40,13 +46,13 @@ export class TcmuChannel {
   }
 
   /** 0 or a negative errno, which whoever made or changed the device gets. False: the event waits no more. */
-  answer(deviceId: number, status: number): boolean {
-    return this.#socket.answer(deviceId, status);
+  answer({ deviceId, ticket }: AwaitedEvent, status: number): boolean {
+    return this.#socket.answer(deviceId, ticket, status);
   }
 
   /** Another program answers. */
-  leave(deviceId: number): void {
-    this.#socket.leave(deviceId);
+  leave({ deviceId, ticket }: AwaitedEvent): void {
+    this.#socket.leave(deviceId, ticket);
   }
 
   /** Answers the adding of a device that began while nobody listened. Only when that is known to wait. */

@@ -8,6 +8,7 @@ import {
   RECORD_IOVECS,
   RECORD_KIND,
   RECORD_TASK_MANAGEMENT,
+  RECORD_UNKNOWN,
   RECORD_WORDS,
   UioDevice,
   type UioListener,
@@ -43,6 +44,8 @@ export interface TcmuCounters {
   /** Entries that pointed outside of where they may. */
   malformed: number;
   taskManagement: number;
+  /** Entries of an opcode that is not known. */
+  unknown: number;
   resets: number;
 }
 
@@ -53,7 +56,7 @@ export interface TcmuCounters {
  * no promise; the outcomes of a tick go back in one call.
  */
 export class TcmuDevice implements UioListener {
-  readonly counters: TcmuCounters = { commands: 0, malformed: 0, taskManagement: 0, resets: 0 };
+  readonly counters: TcmuCounters = { commands: 0, malformed: 0, taskManagement: 0, unknown: 0, resets: 0 };
   readonly #options: TcmuDeviceOptions;
   readonly #server: DeviceServer;
   readonly #uio: UioDevice;
@@ -120,14 +123,19 @@ export class TcmuDevice implements UioListener {
     const words = this.#words;
     this.#fetching = true;
     let at = 0;
+    let unknown = 0;
     for (let i = 0; i < records; i++) {
       const kind = (words[at + RECORD_KIND] as number) & 0xffff;
       if (kind === RECORD_COMMAND) this.#begin(at);
       else if (kind === RECORD_TASK_MANAGEMENT) this.#manage(at);
+      else if (kind === RECORD_UNKNOWN) unknown++;
       else this.#refuseMalformed(at);
       at += words[at + RECORD_WORDS] as number;
     }
     this.#fetching = false;
+    this.counters.unknown += unknown;
+    // Nothing but the kernel's own completion of them: it waits for the wakeup all the same.
+    if (unknown > 0 && this.#completions.isEmpty && !this.#closed) this.#uio.complete(this.#completions);
     this.#handOver();
   }
 
@@ -139,12 +147,15 @@ export class TcmuDevice implements UioListener {
   }
 
   broken(reason: string): void {
+    // A fetch and a completion in one turn may both find it so.
+    if (this.#stopped) return;
     this.#void();
     this.#stopped = true;
     this.#options.onBroken(reason);
   }
 
   gone(): void {
+    if (this.#stopped) return;
     this.#void();
     this.#stopped = true;
     this.#options.onGone();

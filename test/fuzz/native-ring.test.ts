@@ -10,7 +10,7 @@ const ringRules: readonly [string, string][] = [
   ['garbage', 'no entry, whatever is in it, leads outside of the region'],
   ['reset', 'a reset is seen before anything is fetched or completed after it'],
   ['bad-completions', 'what is not in flight cannot be completed'],
-  ['unknown-opcode', 'an opcode of a later kernel is a command that nobody understands'],
+  ['unknown-opcode', 'an entry of an opcode that nobody knows is marked so where it is, however short it is, and what follows it stays whole'],
   ['missing-page', 'a page that is taken away costs the ring, not the process'],
 ];
 for (const [rule, words] of ringRules) {
@@ -26,6 +26,7 @@ test('ring: two threads share it without a race', { skip: requiresCompiler() }, 
 const netlinkRules: readonly [string, string][] = [
   ['right-kind', 'an answer is of its event’s kind, and goes out once'],
   ['watchdog', 'what nobody answers in time is answered with a failure'],
+  ['late-answer', 'an answer that comes late does not hit the next event of its device'],
   ['missed', 'an event that nobody heard is answered unless another one waits'],
   ['refusal', 'the kernel’s refusal is told, messages of others are not'],
   ['hang-up', 'a socket that ends is told once'],

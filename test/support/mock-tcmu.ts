@@ -91,6 +91,11 @@ export class MockTcmu {
     return this.#send('malformed');
   }
 
+  /** Sends an entry of so many bytes (a multiple of 8) with an opcode that nobody knows. @returns its id */
+  async sendUnknown(length: number): Promise<number> {
+    return this.#send(`unknown ${length}`);
+  }
+
   /** The outcome of a command, when it is there. */
   async outcome(id: number): Promise<MockOutcome> {
     for (;;) {

@@ -5,6 +5,7 @@
 //   send CDB in LENGTH       a command with so much room for data-in, spread over pages that hold somebody else's data
 //   send CDB out DATA        a command with data-out
 //   abort TYPE ID…           task management
+//   unknown LENGTH           an entry of so many bytes whose opcode nobody knows
 //   malformed                a command whose iovec leads out of the data area
 //   reset                    action/reset_ring
 //   bench OPS DEPTH BYTES SPAN SEED   random READ(16) of BYTES within SPAN; WRITE(16) with `benchwrite`
@@ -191,6 +192,21 @@ class Device {
       Wake();
     } else if (verb == "malformed") {
       uint16_t id = kernel_.Submit(std::vector<uint8_t>(6), {{size_ - 100, 4096}});
+      commands_[id] = {{}, false};
+      printf("sent %u\n", id);
+      fflush(stdout);
+      Wake();
+    } else if (verb == "unknown") {
+      uint32_t length = 0;
+      words >> length;
+      uint16_t id = kernel_.next_id();
+      std::vector<uint8_t> entry(length, 0xab);
+      entry[0] = static_cast<uint8_t>(length | 5);
+      entry[1] = static_cast<uint8_t>(length >> 8);
+      entry[2] = entry[3] = entry[6] = entry[7] = 0;
+      entry[4] = static_cast<uint8_t>(id);
+      entry[5] = static_cast<uint8_t>(id >> 8);
+      if (!kernel_.SubmitRaw(entry, id)) puts("full");
       commands_[id] = {{}, false};
       printf("sent %u\n", id);
       fflush(stdout);

@@ -42,6 +42,8 @@ class Kernel {
   uint32_t ring_size() const { return ring_size_; }
   bool broken() const { return broken_; }
   size_t in_flight() const { return ids_.size(); }
+  // Of the next command.
+  uint16_t next_id() const { return LowestFree(); }
 
   // Queues a command. Returns its id, or 0 when there is no room for it now.
   uint16_t Submit(const std::vector<uint8_t>& cdb, const std::vector<Extent>& data, uint32_t bidirectional = 0) {
@@ -106,7 +108,9 @@ class Kernel {
           break;
         }
         Completion completion = {id, entry[8], entry[7], Get32(entry + 12), {}};
-        if (completion.status == 2) completion.sense.assign(entry + 16, entry + 112);
+        // UNKNOWN_OP: the kernel makes the status itself, and reads no response.
+        if ((completion.flags & 1) != 0) completion = {id, 2, completion.flags, 0, {}};
+        else if (completion.status == 2) completion.sense.assign(entry + 16, entry + 112);
         done.push_back(completion);
       }
       cleaned_ = (cleaned_ + (word & ~7u)) % ring_size_;

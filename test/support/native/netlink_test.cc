@@ -126,9 +126,10 @@ void RightKind() {
     CHECK(FindAttribute(event.message.data() + kGenlHeaderSize, event.message.size() - kGenlHeaderSize, 1, &name, &length));
     CHECK(strcmp(reinterpret_cast<const char*>(name), "tcm-user/1/d1/qcow2//disk") == 0);
     int status = round % 2 == 0 ? 0 : -ENOENT;
-    CHECK(!pair.ours().Answer(device_id + 1000, 0));
-    CHECK(pair.ours().Answer(device_id, status));
-    CHECK(!pair.ours().Answer(device_id, status));
+    CHECK(!pair.ours().Answer(device_id + 1000, event.ticket, 0));
+    CHECK(!pair.ours().Answer(device_id, event.ticket + 1, 0));
+    CHECK(pair.ours().Answer(device_id, event.ticket, status));
+    CHECK(!pair.ours().Answer(device_id, event.ticket, status));
     Answered answered;
     CHECK(pair.Answer(&answered, 5000));
     CHECK(answered.command == command + 3 && answered.device_id == device_id && answered.status == status);
@@ -142,9 +143,9 @@ void Watchdog() {
   pair.SendEvent(kTcmuRemoved, 2);
   pair.SendEvent(kTcmuReconfigured, 3);
   pair.SendEvent(kTcmuAdded, 4);
-  pair.Events(4);
-  CHECK(pair.ours().Leave(4));
-  CHECK(!pair.ours().Leave(4));
+  std::vector<TcmuEvent> events = pair.Events(4);
+  CHECK(pair.ours().Leave(4, events[3].ticket));
+  CHECK(!pair.ours().Leave(4, events[3].ticket));
   bool seen[4] = {};
   for (int i = 0; i < 3; i++) {
     Answered answered;
@@ -154,9 +155,27 @@ void Watchdog() {
   }
   CHECK(seen[1] && seen[2] && seen[3]);
   for (const TcmuEvent& event : pair.Events(3)) CHECK(event.kind == TcmuEvent::kExpired);
-  CHECK(!pair.ours().Answer(1, 0));
+  CHECK(!pair.ours().Answer(1, events[0].ticket, 0));
   Answered none;
   CHECK(!pair.Answer(&none, 300));
+}
+
+// An answer that comes late does not hit the next event of its device.
+void LateAnswer() {
+  Pair pair(60000);
+  pair.SendEvent(kTcmuAdded, 5);
+  TcmuEvent first = pair.Events(1)[0];
+  // Whoever waited was aborted, and the device was removed since.
+  pair.SendEvent(kTcmuRemoved, 5);
+  TcmuEvent second = pair.Events(1)[0];
+  CHECK(first.ticket != second.ticket);
+  CHECK(!pair.ours().Answer(5, first.ticket, -ENOENT));
+  CHECK(!pair.ours().Leave(5, first.ticket));
+  Answered answered;
+  CHECK(!pair.Answer(&answered, 100));
+  CHECK(pair.ours().Answer(5, second.ticket, 0));
+  CHECK(pair.Answer(&answered, 5000));
+  CHECK(answered.command == kTcmuRemoved + 3 && answered.status == 0);
 }
 
 // An event that nobody heard is answered by its kind, unless one of that device waits.
@@ -231,6 +250,7 @@ int main(int argc, char** argv) {
     const char* name;
     void (*run)();
   } rules[] = {{"right-kind", RightKind}, {"watchdog", Watchdog}, {"missed", Missed},
+               {"late-answer", LateAnswer},
                {"refusal", Refusal},      {"hang-up", HangUp},    {"garbage", Garbage}};
   if (argc != 3) return 2;
   random_source.seed(static_cast<unsigned>(atol(argv[2])));

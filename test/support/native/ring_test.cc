@@ -262,7 +262,7 @@ void Garbage() {
       std::vector<uint32_t> completions;
       for (size_t i = 0; i < records; i++, record += record[kRecordWords]) {
         uint32_t kind = record[kRecordKind] & 0xffff;
-        if (kind == kRecordTaskManagement) continue;
+        if (kind == kRecordTaskManagement || kind == kRecordUnknown) continue;
         if (kind == kRecordCommand) {
           const uint32_t* iovec = record + kRecordCdb + std::max<uint32_t>(4, ((record[kRecordKind] >> 16) + 3) / 4);
           uint32_t count = record[kRecordIovecs] + record[kRecordBidirectional];
@@ -343,18 +343,42 @@ void BadCompletions() {
 
 // An opcode of a later kernel is handed out as a command that nobody understands.
 void UnknownOpcode() {
-  Region region(16 * 1024);
-  mock::Kernel kernel(region.base(), region.size(), 4096);
-  TcmuRing ring(region.base(), region.size());
-  std::vector<uint8_t> entry(16);
-  entry[0] = 16 | 5;
-  entry[4] = 9;
-  std::vector<uint32_t> batch(1024);
-  size_t words;
-  size_t records;
-  CHECK(kernel.SubmitRaw(entry, 9));
-  CHECK(ring.Fetch(batch.data(), batch.size(), &words, &records) == RingState::kGood && records == 1);
-  CHECK((batch[kRecordKind] & 0xffff) == kRecordMalformed && batch[kRecordId] == 9);
+  for (uint32_t length = 8; length <= 160; length += 8) {
+    Region region(16 * 1024);
+    mock::Kernel kernel(region.base(), region.size(), 4096);
+    TcmuRing ring(region.base(), region.size());
+    std::vector<uint8_t> entry(length, 0xab);
+    entry[0] = static_cast<uint8_t>(length | 5);
+    entry[1] = entry[2] = entry[3] = 0;
+    entry[4] = 9;
+    entry[5] = entry[6] = entry[7] = 0;
+    std::vector<uint32_t> batch(1024);
+    size_t words;
+    size_t records;
+    // Between two commands, whose completions come in the other order.
+    uint16_t before = kernel.Submit({0, 1, 2, 3, 4, 5}, {});
+    CHECK(kernel.SubmitRaw(entry, 9));
+    CHECK(ring.Fetch(batch.data(), batch.size(), &words, &records) == RingState::kGood && records == 2);
+    const uint32_t* record = batch.data() + batch[kRecordWords];
+    CHECK((record[kRecordKind] & 0xffff) == kRecordUnknown && record[kRecordId] == 9);
+    uint16_t after = kernel.Submit({0x12, 1, 2, 3, 4, 5}, {});
+    std::vector<uint32_t> completions;
+    AddCompletion(&completions, before, 2, 0);
+    CHECK(ring.Complete(completions.data(), completions.size()) == RingState::kGood);
+    std::vector<mock::Completion> done = kernel.HandleCompletions();
+    CHECK(done.size() == 2 && !kernel.broken());
+    CHECK(done[0].id == before && done[0].status == 2);
+    CHECK(done[1].id == 9 && (done[1].flags & kCompleteUnknown) != 0);
+    CHECK(ring.Fetch(batch.data(), batch.size(), &words, &records) == RingState::kGood && records == 1);
+    CHECK((batch[kRecordKind] & 0xffff) == kRecordCommand && batch[kRecordId] == after);
+    const uint8_t* cdb = reinterpret_cast<const uint8_t*>(&batch[kRecordCdb]);
+    CHECK(cdb[0] == 0x12 && cdb[5] == 5);
+    completions.clear();
+    AddCompletion(&completions, after, 0, 0);
+    CHECK(ring.Complete(completions.data(), completions.size()) == RingState::kGood);
+    CHECK(kernel.HandleCompletions().size() == 1 && !kernel.broken());
+    CHECK(ring.in_flight() == 0);
+  }
 }
 
 // A page that the kernel takes away under a reader costs the ring, not the process.

@@ -183,3 +183,15 @@ test('no bytes come while it is paused, and all of them afterwards; the end of t
   assert.match(echo.closed, /peer closed/);
   assert.equal(listener.connections.size, 0);
 });
+
+test('a connection that its peer resets ends with that reason', async (t) => {
+  const { dial, endpoints, listener } = await listen(t, 1, { host: '127.0.0.1', port: 0 });
+  const socket = dial();
+  socket.write('a');
+  await take(socket, 1);
+  socket.resetAndDestroy();
+  for (let i = 0; i < 500 && listener.connections.size > 0; i++) {
+    await new Promise((resolve) => setTimeout(resolve, 10));
+  }
+  assert.match(endpoints[0]?.closed ?? '', /ECONNRESET|reset/);
+});

@@ -1,10 +1,11 @@
 import assert from 'node:assert/strict';
+import { readSync, writeSync } from 'node:fs';
 import { test } from 'node:test';
 import { IoVec } from '../../../formats/core/iov.ts';
 import { ScsiDevice } from '../../../src/scsi/device.ts';
 import { parseSense } from '../../../src/scsi/sense.ts';
 import type { UnitOptions } from '../../../src/scsi/unit.ts';
-import { TcmuDevice } from '../../../src/tcmu/device.ts';
+import { TcmuDevice, type TcmuDeviceOptions } from '../../../src/tcmu/device.ts';
 import { identityBySerial } from '../../../src/tcmu/identity.ts';
 import { requireAddon } from '../../support/addon.ts';
 import { type MockOptions, MockTcmu } from '../../support/mock-tcmu.ts';
@@ -50,6 +51,18 @@ async function setUp(t: Cleanup, options: MockOptions & { unit?: Partial<UnitOpt
   t.after(() => device.close());
   device.start();
   return { kernel, device, image, server, broken };
+}
+
+function openDevice(kernel: MockTcmu, server: ScsiDevice, options: Partial<TcmuDeviceOptions> = {}): TcmuDevice {
+  const { memoryFd, eventFd, kickFd, regionSize } = kernel;
+  return new TcmuDevice({
+    ...{ memoryFd, eventFd, kickFd, regionSize },
+    server,
+    nexus: makeNexus(),
+    onBroken: () => undefined,
+    onGone: () => undefined,
+    ...options,
+  });
 }
 
 test('a read fills the initiator’s buffer, however it is scattered over the data area', { skip }, async (t) => {
@@ -124,6 +137,54 @@ test('an entry that points outside of the data area fails, and the others go on'
   assert.deepEqual([status, parseSense(sense)], [CHECK_CONDITION, 0x044400]);
   assert.equal((await kernel.in(cdb.testUnitReady)).status, 0);
   assert.equal(device.counters.malformed, 1);
+});
+
+test('an entry of an opcode that nobody knows, however short, is over at once, and what follows it is served', {
+  skip,
+}, async (t) => {
+  const { kernel, image, device, broken } = await setUp(t);
+  for (const length of [8, 16, 104, 200]) {
+    const { status, flags } = await kernel.outcome(await kernel.sendUnknown(length));
+    assert.deepEqual([status, flags], [CHECK_CONDITION, 1]);
+  }
+  // Behind a command that takes its time, and before one that does not.
+  const open = image.hold();
+  const slow = await kernel.sendOut(cdb.write10(0, 1), Buffer.alloc(512, 1));
+  const unknown = await kernel.sendUnknown(8);
+  assert.equal((await kernel.in(cdb.inquiry(undefined, 36), 36)).status, 0);
+  open();
+  assert.equal((await kernel.outcome(slow)).status, 0);
+  assert.equal((await kernel.outcome(unknown)).flags, 1);
+  assert.deepEqual([device.counters.unknown, broken], [5, []]);
+});
+
+test('a ring that is found unusable twice in one turn is told of once', { skip }, async (t) => {
+  const kernel = await MockTcmu.start(t);
+  const server = new ScsiDevice({ ports: [] });
+  server.addUnit(0, { image: memoryImage(), identity: 'test' });
+  const broken: string[] = [];
+  const device = openDevice(kernel, server, { onBroken: (reason) => broken.push(reason) });
+  t.after(() => device.close());
+  // A command, and behind it an entry that is longer than what was published: both are met by one fetch.
+  await kernel.sendIn(cdb.testUnitReady);
+  const head = Buffer.alloc(4);
+  readSync(kernel.memoryFd, head, 0, 4, 12);
+  const at = head.readUInt32LE(0);
+  writeSync(kernel.memoryFd, new Uint32Array([4096 | 1]), 0, 4, 128 + at);
+  writeSync(kernel.memoryFd, new Uint32Array([at + 16]), 0, 4, 12);
+  device.start();
+  while (broken.length === 0) await new Promise((resolve) => setImmediate(resolve));
+  await device.close();
+  assert.deepEqual(broken, ['an entry ends outside of what the kernel has published']);
+});
+
+test('a descriptor that cannot be waited for is an error when the device is opened', { skip }, async (t) => {
+  const kernel = await MockTcmu.start(t);
+  const server = new ScsiDevice({ ports: [] });
+  assert.throws(() => openDevice(kernel, server, { eventFd: kernel.memoryFd }), {
+    syscall: 'uv_poll_init',
+    code: 'EPERM',
+  });
 });
 
 test('COMPARE AND WRITE gets both halves in one buffer', { skip }, async (t) => {
