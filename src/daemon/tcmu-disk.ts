@@ -67,12 +67,14 @@ export class TcmuDisk {
   readonly #server: ScsiDevice;
   readonly #events: DiskEvents;
   readonly #blockSize: 512 | 4096;
+  /** `dev_size` as the kernel has it, bytes. */
+  #configuredSize: number;
   #ring: { readonly device: TcmuDevice; readonly fd: number } | undefined;
 
   private constructor(
     uio: TcmuUio,
     opened: OpenedExport,
-    unit: { blockSize: 512 | 4096; optical: boolean },
+    unit: { blockSize: 512 | 4096; optical: boolean; configuredSize: number },
     events: DiskEvents,
   ) {
     this.backstore = new UserBackstore(uio.backstore);
@@ -81,6 +83,7 @@ export class TcmuDisk {
     this.#opened = opened;
     this.#image = new SettledImage(opened.image);
     this.#blockSize = unit.blockSize;
+    this.#configuredSize = unit.configuredSize;
     this.#events = events;
     // Ports belong to the kernel, and are not known here.
     this.#server = new ScsiDevice({ ports: [], protocol: NO_PROTOCOL, transportVersions: [] });
@@ -109,7 +112,7 @@ export class TcmuDisk {
     try {
       if (optical) checkDisc(opened, request.image);
       else checkSize(opened.image.size, size, blockSize, request.image, log);
-      return new TcmuDisk(uio, opened, { blockSize, optical }, events);
+      return new TcmuDisk(uio, opened, { blockSize, optical, configuredSize: size }, events);
     } catch (error) {
       await opened.image.close().catch(() => undefined);
       throw error;
@@ -213,12 +216,24 @@ export class TcmuDisk {
     await old?.close();
   }
 
-  /** Another size. A disc has its own. @throws {LunetteError} INVALID when the disk would become smaller */
+  /**
+   * Another size, as the kernel is told to have. A disc has its own, and what is said already changes nothing: targetctl restore says
+   * everything once more, also the size of a backstore that was made smaller than its disk.
+   *
+   * @throws {LunetteError} INVALID when the disk would become smaller
+   */
   async resize(size: number): Promise<void> {
-    if (this.optical) return;
+    if (this.optical || size === this.#configuredSize) return;
+    await this.#resizeImage(size);
+    this.#configuredSize = size;
+  }
+
+  async #resizeImage(size: number): Promise<void> {
     const image = this.#image;
     if (size <= image.size) {
       if (Math.floor(size / this.#blockSize) === Math.floor(image.size / this.#blockSize)) return;
+      // All of the disk is served: what is more than before and less than that is there already.
+      if (size > this.#configuredSize) return;
       throw new LunetteError('INVALID', `the disk has ${image.size} bytes: it is not made smaller while it is in use`, {
         path: image.path,
       });

@@ -1,19 +1,20 @@
 import { setTimeout as delay } from 'node:timers/promises';
 import { LunetteError } from '../../formats/core/errors.ts';
 import type { ImageHost } from '../../formats/index.ts';
+import type { BusService } from '../dbus/bus-service.ts';
 import type { TcmuObjects } from '../dbus/tcmu-objects.ts';
 import { ProcessLock } from '../io/process-lock.ts';
 import { abortNetlinkWaiters, blockNetlink, freeNetlinkWaiters, tcmuModuleIsLoaded } from '../lio/tcmu-module.ts';
 import { listUioDevices, type TcmuUio, uioDevice } from '../lio/uio-devices.ts';
 import { parseBackstoreName, UserBackstore } from '../lio/user-backstore.ts';
 import { type AwaitedEvent, TcmuChannel } from '../netlink/channel.ts';
-import { changeMedium, type MediumRequest } from './change-medium.ts';
-import { checkConfig } from './check-config.ts';
 import { closeInOrder } from './close-in-order.ts';
 import { describe, type ServerLog } from './log.ts';
+import { connectSystemBus } from './system-bus.ts';
+import { busHandlers } from './tcmu-bus.ts';
 import { errnoFor, TcmuDisk } from './tcmu-disk.ts';
 import type { TcmuEntry } from './tcmu-entry.ts';
-import { handlerDescriptions, isOurHandler } from './tcmu-handlers.ts';
+import { isOurHandler } from './tcmu-handlers.ts';
 
 /** The file that tcmu-runner locks, too: only one of us can run. */
 const LOCK_FILE = '/run/tcmu.lock';
@@ -32,6 +33,8 @@ const REPAIR_WINDOW_MS = 60_000;
 export interface TcmuServiceOptions {
   readonly host: ImageHost;
   readonly log: ServerLog;
+  /** Where targetcli finds us; it stays the caller's. Default: a connection of its own. */
+  readonly bus?: BusService | undefined;
   /** What is done about devices of handlers that nobody has registered: without an answer their creator waits for ever. */
   readonly unknownHandlers?: 'refuse' | 'leave' | undefined;
 }
@@ -48,6 +51,7 @@ export class TcmuService {
   readonly #lock: ProcessLock;
   #channel: TcmuChannel | undefined;
   #objects: TcmuObjects | undefined;
+  #ownBus: BusService | undefined;
   readonly #stopping = new AbortController();
 
   private constructor(options: TcmuServiceOptions, lock: ProcessLock) {
@@ -105,6 +109,7 @@ export class TcmuService {
     return closeInOrder(
       [
         () => this.#objects?.close(),
+        () => this.#ownBus?.close(),
         ...[...this.#entries.values()].map((entry) => () => this.#inTurn(entry, () => this.#retire(entry))),
         () => this.#endNetlink(),
         () => this.#lock.release(),
@@ -141,34 +146,23 @@ export class TcmuService {
     } finally {
       await blockNetlink(false);
     }
-    this.#objects = await this.#connectBus();
-    try {
-      await this.#objects?.publish();
-    } catch (error) {
-      if (error instanceof LunetteError && error.code === 'EXISTS') throw error;
-      this.#log.warn({ error }, `targetcli cannot see us: ${(error as Error).message}`);
-    }
+    await this.#publish();
   }
 
-  async #connectBus(): Promise<TcmuObjects | undefined> {
-    const handlers = handlerDescriptions().map(({ name, description }) => ({
-      name,
-      description,
-      check: (config: string, trusted: boolean) => checkConfig(this.#host, name, config, trusted),
-      changeMedium: (device: string, size: number, config: string) =>
-        this.#changeMedium({ handler: name, device, size, config }),
-    }));
+  async #publish(): Promise<void> {
+    const bus = this.#options.bus ?? (this.#ownBus = await connectSystemBus(this.#log));
+    if (bus === undefined) return;
+    const { TcmuObjects } = await import('../dbus/tcmu-objects.ts');
+    const find = (handler: string, device: string): TcmuDisk | undefined =>
+      [...this.#entries.values()].find(
+        ({ uio: { backstore } }) => backstore.name === device && backstore.config.startsWith(`${handler}/`),
+      )?.disk;
+    this.#objects = new TcmuObjects(bus, busHandlers(this.#host, find));
     try {
-      const { TcmuObjects } = await import('../dbus/tcmu-objects.ts');
-      return await TcmuObjects.connect(handlers, (error) =>
-        this.#log.warn(
-          { error },
-          `the connection to D-Bus is lost: targetcli cannot see us until the daemon is started again`,
-        ),
-      );
+      await this.#objects.publish();
     } catch (error) {
-      this.#log.warn({ error }, `targetcli cannot see us: ${(error as Error).message}`);
-      return undefined;
+      if (error instanceof LunetteError && error.code === 'EXISTS') throw error;
+      this.#log.warn({ error }, `targetcli cannot see us: ${describe(error)}`);
     }
   }
 
@@ -480,20 +474,6 @@ export class TcmuService {
       await disk.close();
     } finally {
       await backstore.block(false).catch(() => false);
-    }
-  }
-
-  // --- D-Bus ---
-
-  async #changeMedium(request: MediumRequest): Promise<string | undefined> {
-    const { handler, device } = request;
-    const entry = [...this.#entries.values()].find(
-      ({ uio }) => uio.backstore.name === device && uio.backstore.config.startsWith(`${handler}/`),
-    );
-    try {
-      return await changeMedium(entry?.disk, request, (config) => checkConfig(this.#host, handler, config, true));
-    } catch (error) {
-      return describe(error);
     }
   }
 }

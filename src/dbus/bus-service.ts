@@ -1,3 +1,4 @@
+import type { EventEmitter } from 'node:events';
 import dbus from 'dbus-next';
 import { LunetteError } from '../../formats/core/errors.ts';
 
@@ -15,7 +16,7 @@ export interface BusMethod {
   readonly out: string;
   /** Names of arguments for introspection: those that go in, then those that come out. */
   readonly names: readonly string[];
-  /** @returns the values that come out. What it throws is answered as org.freedesktop.DBus.Error.Failed */
+  /** @returns the values that come out. What it throws but a BusError is answered as org.freedesktop.DBus.Error.Failed */
   call(values: readonly unknown[], caller: Caller): Promise<unknown[]> | unknown[];
 }
 
@@ -36,52 +37,121 @@ const INTROSPECTABLE = 'org.freedesktop.DBus.Introspectable';
 const PEER = 'org.freedesktop.DBus.Peer';
 const BUS_TIMEOUT_MS = 10_000;
 
+/** A bus that has gone away is tried again after so long, then ever later, ms. */
+const FIRST_RETRY_MS = 500;
+const LAST_RETRY_MS = 30_000;
+
 /** Answers to the request for a name (D-Bus specification). */
 const PRIMARY_OWNER = 1;
 const ALREADY_OWNER = 4;
 
+/** What becomes of the connection after it was first made. */
+export interface BusListener {
+  /** It is gone, so that nobody can call; it is tried again until it is there. */
+  lost(error: Error): void;
+  /** It is there again, and our names with it. */
+  back(): void;
+  /** A name could not be had again; that is tried again as well. */
+  refused(error: Error): void;
+}
+
+/** One connection: when a bus ends, all that belongs to it does. */
+interface Connection {
+  readonly bus: dbus.MessageBus;
+  /** Rejects when it has ended. Calls that wait for an answer would wait for ever. */
+  readonly ended: Promise<never>;
+}
+
 /**
- * Objects on a message bus, by path. Unlike the library's own service classes it tells methods who calls, which decides about what they may.
+ * Objects on a message bus, by path. Unlike the library's own service classes it tells methods who calls, which decides about what they may,
+ * and it outlives the bus: what is on it, and its names, are there again when the bus is.
  */
 export class BusService {
-  readonly #bus: dbus.MessageBus;
+  readonly #listener: BusListener;
   readonly #objects = new Map<string, Map<string, BusInterface>>();
+  readonly #names = new Set<string>();
+  #connection: Connection | undefined;
+  #retry: NodeJS.Timeout | undefined;
   #closed = false;
 
-  private constructor(bus: dbus.MessageBus) {
-    this.#bus = bus;
-    bus.addMethodHandler((message: Message) => this.#handle(message));
+  private constructor(listener: BusListener) {
+    this.#listener = listener;
   }
 
   /**
    * Connects to the system bus.
    *
-   * @param onLost the connection is gone: nobody can call any more
    * @throws {LunetteError} UNAVAILABLE when there is no bus
    */
-  static async connect(onLost: (error: Error) => void): Promise<BusService> {
-    const bus = dbus.systemBus();
-    const service = new BusService(bus);
-    await new Promise<void>((resolve, reject) => {
-      const late = setTimeout(() => reject(new Error('it does not answer')), BUS_TIMEOUT_MS);
-      bus.once('connect', () => {
-        clearTimeout(late);
-        resolve();
-      });
-      bus.once('error', (error: Error) => {
-        clearTimeout(late);
-        reject(error);
-      });
-    }).catch((error: unknown) => {
+  static async connect(listener: BusListener): Promise<BusService> {
+    const service = new BusService(listener);
+    try {
+      await service.#connect();
+    } catch (error) {
       throw new LunetteError('UNAVAILABLE', `the D-Bus system bus: ${(error as Error).message}`, {
         help: 'targetcli talks to us over it: start dbus.',
         cause: error,
       });
-    });
-    bus.on('error', (error: Error) => {
-      if (!service.#closed) onLost(error);
-    });
+    }
     return service;
+  }
+
+  async #connect(): Promise<void> {
+    const bus = dbus.systemBus();
+    let end: (error: Error) => void = () => undefined;
+    const ended = new Promise<never>((_resolve, reject) => {
+      end = reject;
+    });
+    ended.catch(() => undefined);
+    const late = setTimeout(() => end(new Error('it does not answer')), BUS_TIMEOUT_MS);
+    bus.on('error', end);
+    // The library tells of errors, but not of the end: that is the stream's.
+    (bus as unknown as { _connection: EventEmitter })._connection.on('end', () => end(new Error('it has ended')));
+    try {
+      await Promise.race([ended, new Promise((resolve) => bus.once('connect', () => resolve(undefined)))]);
+    } catch (error) {
+      bus.disconnect();
+      throw error;
+    } finally {
+      clearTimeout(late);
+    }
+    bus.addMethodHandler((message: Message) => this.#handle(bus, message));
+    const connection = { bus, ended };
+    this.#connection = connection;
+    ended.catch((error: Error) => this.#lost(connection, error));
+  }
+
+  #lost(connection: Connection, error: Error): void {
+    if (this.#closed || this.#connection !== connection) return;
+    this.#connection = undefined;
+    connection.bus.disconnect();
+    this.#listener.lost(error);
+    this.#reconnectAfter(FIRST_RETRY_MS);
+  }
+
+  #reconnectAfter(waitMs: number): void {
+    const next = Math.min(2 * waitMs, LAST_RETRY_MS);
+    this.#retry = setTimeout(async () => {
+      try {
+        if (this.#connection === undefined) await this.#connect();
+        if (this.#closed) {
+          this.#disconnect();
+          return;
+        }
+      } catch {
+        if (!this.#closed) this.#reconnectAfter(next);
+        return;
+      }
+      try {
+        for (const name of this.#names) await this.#request(name);
+        this.#listener.back();
+      } catch (error) {
+        if (this.#closed || this.#connection === undefined) return;
+        this.#listener.refused(error as Error);
+        this.#reconnectAfter(next);
+      }
+    }, waitMs);
+    this.#retry.unref();
   }
 
   /** Puts an interface on an object. */
@@ -98,9 +168,20 @@ export class BusService {
 
   /** Takes a name, now or not at all. @throws {LunetteError} EXISTS when somebody else has it; ACCESS when the bus forbids it */
   async own(name: string): Promise<void> {
+    await this.#request(name);
+    this.#names.add(name);
+  }
+
+  /** Gives a name back. Never fails: with the connection it is gone anyway. */
+  async disown(name: string): Promise<void> {
+    if (!this.#names.delete(name)) return;
+    await this.#use((bus) => bus.releaseName(name)).catch(() => undefined);
+  }
+
+  async #request(name: string): Promise<void> {
     let reply: number;
     try {
-      reply = await this.#bus.requestName(name, dbus.NameFlag.DO_NOT_QUEUE);
+      reply = await this.#use((bus) => bus.requestName(name, dbus.NameFlag.DO_NOT_QUEUE));
     } catch (error) {
       throw new LunetteError('ACCESS', `the bus does not let us be ${name}: ${(error as Error).message}`, {
         help: 'A policy in /etc/dbus-1/system.d has to allow it; the package brings one.',
@@ -113,9 +194,13 @@ export class BusService {
     });
   }
 
-  /** The user id behind a caller. */
-  async userOf(caller: Caller): Promise<number> {
-    return Number(await this.#ask('GetConnectionUnixUser', caller.name));
+  /** Whether a caller's process runs as root. */
+  async isRoot(caller: Caller): Promise<boolean> {
+    try {
+      return Number(await this.#ask('GetConnectionUnixUser', caller.name)) === 0;
+    } catch {
+      return false; // gone, or the bus does not know: nobody to trust
+    }
   }
 
   /** Who has a name; undefined: nobody. */
@@ -137,19 +222,33 @@ export class BusService {
     body: readonly unknown[],
   ): Promise<readonly unknown[]> {
     const message = new dbus.Message({ destination, path, interface: face, member, signature, body: [...body] });
-    return (await this.#bus.call(message))?.body ?? [];
+    return (await this.#use((bus) => bus.call(message)))?.body ?? [];
   }
 
   /** Tells all who listen. */
   signal(path: string, face: string, name: string, signature: string, body: readonly unknown[]): void {
-    this.#bus.send(dbus.Message.newSignal(path, face, name, signature, [...body]));
+    this.#connection?.bus.send(dbus.Message.newSignal(path, face, name, signature, [...body]));
   }
 
   /** Gives the name back and disconnects. Safe to call twice. */
   close(): void {
     if (this.#closed) return;
     this.#closed = true;
-    this.#bus.disconnect();
+    clearTimeout(this.#retry);
+    this.#disconnect();
+  }
+
+  #disconnect(): void {
+    const connection = this.#connection;
+    this.#connection = undefined;
+    connection?.bus.disconnect();
+  }
+
+  /** @throws {Error} what the call throws; that the connection is gone, now or before the answer came */
+  #use<T>(work: (bus: dbus.MessageBus) => Promise<T>): Promise<T> {
+    const { bus, ended } = this.#connection ?? {};
+    if (bus === undefined || ended === undefined) return Promise.reject(new Error('there is no connection to the bus'));
+    return Promise.race([work(bus), ended]);
   }
 
   async #ask(member: string, argument: string): Promise<unknown> {
@@ -165,21 +264,23 @@ export class BusService {
   }
 
   /** @returns true: nobody else is to answer */
-  #handle(message: Message): boolean {
-    void this.#answer(message);
+  #handle(bus: dbus.MessageBus, message: Message): boolean {
+    void this.#answer(message).then((answer) => {
+      // Whoever called over a connection that is gone waits no more.
+      if (this.#connection?.bus === bus) bus.send(answer);
+    });
     return true;
   }
 
-  async #answer(message: Message): Promise<void> {
+  async #answer(message: Message): Promise<Message> {
     try {
       const { out, values } = await this.#perform(message);
-      this.#bus.send(dbus.Message.newMethodReturn(message, out, values));
+      return dbus.Message.newMethodReturn(message, out, values);
     } catch (error) {
-      if (this.#closed) return;
-      const name = error instanceof BusError ? error.busName : 'Failed';
+      const name = error instanceof BusError ? error.busName : `${ERROR}Failed`;
       // The library's types say that the message is a string, which it is not.
       const call = message as unknown as string;
-      this.#bus.send(dbus.Message.newError(call, `${ERROR}${name}`, (error as Error).message));
+      return dbus.Message.newError(call, name, (error as Error).message);
     }
   }
 
@@ -188,13 +289,14 @@ export class BusService {
     if (face === PEER && member === 'Ping') return { out: '', values: [] };
     if (face === INTROSPECTABLE && member === 'Introspect') return { out: 's', values: [this.#introspect(path)] };
     const faces = this.#objects.get(path);
-    if (faces === undefined) throw new BusError('UnknownObject', `there is no object ${path}`);
+    if (faces === undefined) throw new BusError(`${ERROR}UnknownObject`, `there is no object ${path}`);
     if (face === PROPERTIES) return propertyCall(faces, member, body);
     const candidates = face === undefined || face === null ? [...faces.values()] : [faces.get(face)];
     const method = candidates.map((candidate) => candidate?.methods?.[member]).find((found) => found !== undefined);
-    if (method === undefined) throw new BusError('UnknownMethod', `there is no method ${face}.${member} on ${path}`);
+    if (method === undefined)
+      throw new BusError(`${ERROR}UnknownMethod`, `there is no method ${face}.${member} on ${path}`);
     if (signature !== method.in) {
-      throw new BusError('InvalidArgs', `${member} takes (${method.in}), not (${signature})`);
+      throw new BusError(`${ERROR}InvalidArgs`, `${member} takes (${method.in}), not (${signature})`);
     }
     return { out: method.out, values: await method.call(body, { name: sender ?? '' }) };
   }
@@ -222,8 +324,11 @@ export class BusService {
   }
 }
 
-/** An error by its name on the bus. */
-class BusError extends Error {
+/** Of somebody who may not do what he asks for. */
+export const ACCESS_DENIED = `${ERROR}AccessDenied`;
+
+/** An error with its whole name on the bus, for methods to throw. */
+export class BusError extends Error {
   readonly busName: string;
 
   constructor(busName: string, message: string) {
@@ -250,9 +355,9 @@ function propertyCall(
   const [name, property] = body.map(String);
   const face = faces.get(name ?? '');
   if (member === 'GetAll') return { out: 'a{sv}', values: [face === undefined ? {} : propertiesOf(face)] };
-  if (member !== 'Get') throw new BusError('PropertyReadOnly', 'properties can be read only');
+  if (member !== 'Get') throw new BusError(`${ERROR}PropertyReadOnly`, 'properties can be read only');
   const found = face?.properties?.[property ?? ''];
-  if (found === undefined) throw new BusError('UnknownProperty', `there is no property ${name}.${property}`);
+  if (found === undefined) throw new BusError(`${ERROR}UnknownProperty`, `there is no property ${name}.${property}`);
   return { out: 'v', values: [new dbus.Variant(found.signature, found.get())] };
 }
 

@@ -1,4 +1,4 @@
-import { type BusInterface, BusService, type Caller, propertiesOf } from './bus-service.ts';
+import { type BusInterface, type BusService, type Caller, propertiesOf } from './bus-service.ts';
 
 /** The name that targetcli looks for, and the interface of handlers. */
 export const TCMU_SERVICE = 'org.kernel.TCMUService1';
@@ -31,22 +31,14 @@ export class TcmuObjects {
   readonly #handlers = new Map<string, BusInterface>();
   /** Handlers of other processes. */
   readonly #foreign = new Set<string>();
+  readonly #watches = new Set<NodeJS.Timeout>();
 
-  private constructor(bus: BusService) {
+  /** Puts the objects on the bus; nobody sees them before publish(). */
+  constructor(bus: BusService, handlers: readonly TcmuHandler[]) {
     this.#bus = bus;
-  }
-
-  /**
-   * Puts the objects on the system bus; nobody sees them before publish().
-   *
-   * @throws {LunetteError} UNAVAILABLE without a bus
-   */
-  static async connect(handlers: readonly TcmuHandler[], onLost: (error: Error) => void): Promise<TcmuObjects> {
-    const objects = new TcmuObjects(await BusService.connect(onLost));
-    objects.#addRoot();
-    objects.#addRegistry();
-    for (const handler of handlers) objects.#add(handler);
-    return objects;
+    this.#addRoot();
+    this.#addRegistry();
+    for (const handler of handlers) this.#add(handler);
   }
 
   /** Takes the service's name. @throws {LunetteError} EXISTS when tcmu-runner or its like has it; ACCESS */
@@ -59,10 +51,6 @@ export class TcmuObjects {
     return this.#foreign.has(handler);
   }
 
-  close(): void {
-    this.#bus.close();
-  }
-
   #add(handler: TcmuHandler): void {
     const { name, description, changeMedium } = handler;
     const face: BusInterface = {
@@ -73,7 +61,7 @@ export class TcmuObjects {
           out: 'bs',
           names: ['configstr', 'is_valid', 'message'],
           call: async ([config], caller) => {
-            const problem = await handler.check(String(config), await this.#isRoot(caller));
+            const problem = await handler.check(String(config), await this.#bus.isRoot(caller));
             return problem === undefined ? [true, 'success'] : [false, problem];
           },
         },
@@ -85,7 +73,7 @@ export class TcmuObjects {
                 out: 'is',
                 names: ['name', 'size', 'configstr', 'result', 'message'],
                 call: async ([device, size, config], caller) => {
-                  if (!(await this.#isRoot(caller))) return [1, 'only root may do this'];
+                  if (!(await this.#bus.isRoot(caller))) return [1, 'only root may do this'];
                   const problem = await changeMedium(String(device), Number(size), String(config));
                   return problem === undefined ? [0, 'success'] : [1, problem];
                 },
@@ -94,6 +82,15 @@ export class TcmuObjects {
       },
     };
     this.#put(name, face);
+  }
+
+  /** Takes the objects away, and gives the name back. */
+  close(): Promise<void> {
+    for (const name of this.#handlers.keys()) this.#bus.remove(`${ROOT}/${name}`);
+    this.#bus.remove(ROOT);
+    this.#bus.remove(REGISTRY_PATH);
+    for (const timer of this.#watches) clearInterval(timer);
+    return this.#bus.disown(TCMU_SERVICE);
   }
 
   #put(name: string, face: BusInterface): void {
@@ -138,7 +135,7 @@ export class TcmuObjects {
   async #register(subtype: string, description: string, caller: Caller): Promise<string | undefined> {
     if (!/^[A-Za-z_][A-Za-z0-9_]*$/.test(subtype)) return 'the subtype has characters that no object path can have';
     if (this.#handlers.has(subtype)) return `there is a handler ${subtype} already`;
-    if (!(await this.#isRoot(caller))) return 'only root may register handlers';
+    if (!(await this.#bus.isRoot(caller))) return 'only root may register handlers';
     const name = `${REGISTRY}.${subtype}`;
     const owner = await this.#appears(name);
     if (owner === undefined) return `Cannot find handler bus name: ${name}`;
@@ -179,6 +176,7 @@ export class TcmuObjects {
       void this.#bus.ownerOf(name).then((now) => {
         if (now === owner) return;
         clearInterval(timer);
+        this.#watches.delete(timer);
         this.#foreign.delete(subtype);
         this.#handlers.delete(subtype);
         this.#bus.remove(`${ROOT}/${subtype}`);
@@ -186,9 +184,6 @@ export class TcmuObjects {
       });
     }, 1000);
     timer.unref();
-  }
-
-  async #isRoot(caller: Caller): Promise<boolean> {
-    return (await this.#bus.userOf(caller).catch(() => -1)) === 0;
+    this.#watches.add(timer);
   }
 }

@@ -10,7 +10,10 @@ const ringRules: readonly [string, string][] = [
   ['garbage', 'no entry, whatever is in it, leads outside of the region'],
   ['reset', 'a reset is seen before anything is fetched or completed after it'],
   ['bad-completions', 'what is not in flight cannot be completed'],
-  ['unknown-opcode', 'an entry of an opcode that nobody knows is marked so where it is, however short it is, and what follows it stays whole'],
+  [
+    'unknown-opcode',
+    'an entry of an opcode that nobody knows is marked so where it is, however short it is, and what follows it stays whole',
+  ],
   ['missing-page', 'a page that is taken away costs the ring, not the process'],
 ];
 for (const [rule, words] of ringRules) {
