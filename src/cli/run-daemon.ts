@@ -47,7 +47,7 @@ export async function runDaemon(options: DaemonOptions, context: CliContext): Pr
     if (config.tcmu.enable) {
       service = await TcmuService.start({ host, log, unknownHandlers: config.tcmu['unknown-handlers'] });
     }
-    servers = await ConfiguredServers.start(config, log);
+    servers = await ConfiguredServers.start(config, host, log);
     context.stdout.write(`ready (${statusOf(service, servers)})\n`);
     notifier.ready(statusOf(service, servers));
     const signal = await stopped;
@@ -87,7 +87,7 @@ async function follow(
 }
 
 function statusOf(service: TcmuService | undefined, servers: ConfiguredServers | undefined): string {
-  const exported = servers?.urls.length ?? 0;
+  const exported = servers?.served.length ?? 0;
   const devices = `${service?.disks.length ?? 0} devices`;
   return exported === 0 ? devices : `${devices}, ${exported} exports`;
 }

@@ -1,134 +1,210 @@
+import type { ImageHost } from '../../formats/index.ts';
 import { closeInOrder } from './close-in-order.ts';
 import type { ConfiguredExport, DaemonConfig } from './config.ts';
 import type { ConfigChanges } from './config-changes.ts';
+import type { ImageServer } from './image-server.ts';
+import type { KernelExport } from './kernel-export.ts';
 import { describe, type ServerLog } from './log.ts';
+import type { NbdImageServer } from './nbd-image-server.ts';
 import type { ExportRequest } from './open-export.ts';
 import { readSecret } from './secret.ts';
 
 type Transport = ConfiguredExport['transport'];
 
-/** What the servers of all transports have. */
-interface RunningServer {
-  readonly images: readonly { readonly url: string; readonly request: ExportRequest }[];
+/** An export that is served. */
+export interface ServedExport {
+  readonly entry: ConfiguredExport;
+  readonly url: string;
+  /** Ends it: others go on. */
   close(): Promise<void>;
 }
 
-/** In the order in which they are started; ended in reverse. */
-const TRANSPORTS: readonly Transport[] = ['iscsi', 'nbd', 'lio'];
+/** An export of the configuration that is not served, and why. */
+export interface FailedExport {
+  readonly entry: ConfiguredExport;
+  readonly reason: string;
+}
 
 /**
- * The exports of a configuration, a server for each transport that has any. One that fails is said so in the log, and does not keep the
- * others from being served.
+ * The exports of a configuration. One that fails is said so in the log, and does not keep the others from being served; one that changes does
+ * not interrupt the others.
  */
 export class ConfiguredServers {
+  readonly #host: ImageHost;
   readonly #log: ServerLog;
-  readonly #servers = new Map<Transport, RunningServer>();
+  readonly #served = new Map<string, ServedExport>();
+  readonly #failed = new Map<string, FailedExport>();
+  /** Each while it has exports. */
+  #iscsi: ImageServer | undefined;
+  #nbd: NbdImageServer | undefined;
 
-  private constructor(log: ServerLog) {
+  private constructor(host: ImageHost, log: ServerLog) {
+    this.#host = host;
     this.#log = log;
   }
 
-  static async start(config: DaemonConfig, log: ServerLog): Promise<ConfiguredServers> {
-    const servers = new ConfiguredServers(log);
-    for (const transport of TRANSPORTS) await servers.#start(transport, config);
+  /** @param host opens the images, with the cache that all share; it stays the caller's */
+  static async start(config: DaemonConfig, host: ImageHost, log: ServerLog): Promise<ConfiguredServers> {
+    const servers = new ConfiguredServers(host, log);
+    for (const entry of config.export) await servers.#start(entry, config);
     return servers;
   }
 
-  /** By URL what is served. */
-  get urls(): readonly string[] {
-    return [...this.#servers.values()].flatMap(({ images }) => images.map(({ url }) => url));
+  /** What is served, in the order in which it began. */
+  get served(): readonly ServedExport[] {
+    return [...this.#served.values()];
   }
 
-  /**
-   * Follows a changed configuration: the server of each transport whose exports have changed is ended and started anew, so that its other
-   * initiators have to connect again. Images are flushed and closed in between.
-   */
+  get failed(): readonly FailedExport[] {
+    return [...this.#failed.values()];
+  }
+
+  get iscsi(): ImageServer | undefined {
+    return this.#iscsi;
+  }
+
+  get nbd(): NbdImageServer | undefined {
+    return this.#nbd;
+  }
+
+  /** Follows a changed configuration: what has changed is ended and begun anew, its images flushed and closed in between. The rest goes on. */
   async apply(config: DaemonConfig, changes: ConfigChanges): Promise<void> {
-    const touched = new Set<Transport>();
-    for (const { transport } of [...changes.added, ...changes.removed]) touched.add(transport);
-    for (const { from, to } of changes.changed) touched.add(from.transport).add(to.transport);
-    // All are ended before any is started: an image may go from one to another.
-    for (const transport of TRANSPORTS) if (touched.has(transport)) await this.#stop(transport);
-    for (const transport of TRANSPORTS) if (touched.has(transport)) await this.#start(transport, config);
+    // All are ended before any is begun: an image may go from one to another.
+    const ending = [...changes.removed, ...changes.changed.map(({ from }) => from)];
+    for (const { name } of ending) await this.#stop(name);
+    await this.#closeUnused();
+    const beginning = new Set([...changes.added, ...changes.changed.map(({ to }) => to)].map(({ name }) => name));
+    for (const entry of config.export) if (beginning.has(entry.name)) await this.#start(entry, config);
+    // What failed may have found its file meanwhile.
+    for (const { entry } of this.failed) if (!beginning.has(entry.name)) await this.#start(entry, config);
+  }
+
+  /** Ends one export. It comes back with the next start, or when its configuration changes. @returns false when none of the name is served */
+  async stop(name: string): Promise<boolean> {
+    if (!this.#served.has(name)) return false;
+    await this.#end(name);
+    await this.#closeUnused();
+    return true;
   }
 
   close(): Promise<void> {
-    return closeInOrder([...TRANSPORTS].reverse().map((transport) => () => this.#end(transport)));
+    const names = [...this.#served.keys()].reverse();
+    return closeInOrder([
+      // Targets of the kernel first: taking them down needs whoever serves their devices. Those of a portal end together.
+      ...names.filter((name) => this.#served.get(name)?.entry.transport === 'lio').map((name) => () => this.#end(name)),
+      () => this.#nbd?.close(),
+      () => this.#iscsi?.close(),
+    ]);
   }
 
-  async #start(transport: Transport, config: DaemonConfig): Promise<void> {
-    const exports = config.export.filter((entry) => entry.transport === transport);
-    if (exports.length === 0) return;
+  async #start(entry: ConfiguredExport, config: DaemonConfig): Promise<void> {
+    const { name, transport, image } = entry;
     try {
-      const server = await START[transport](config, exports.map(requestOf), this.#log);
-      this.#servers.set(transport, server);
-      for (const { url, request } of server.images) {
-        this.#log.info({ url, image: request.image }, `${request.name}: ready ${url} (${request.image})`);
-      }
+      const served = await this.#serve(entry, config);
+      this.#served.set(name, served);
+      this.#failed.delete(name);
+      this.#log.info({ url: served.url, image }, `${name}: ready ${served.url} (${image})`);
     } catch (error) {
-      const names = exports.map(({ name }) => name).join(', ');
-      this.#log.error({ error, transport }, `exports over ${transport} are not served (${names}): ${describe(error)}`);
+      this.#failed.set(name, { entry, reason: describe(error) });
+      this.#log.error({ error, transport, image }, `${name} is not served over ${transport}: ${describe(error)}`);
+      await this.#closeUnused();
     }
   }
 
-  async #stop(transport: Transport): Promise<void> {
+  async #serve(entry: ConfiguredExport, config: DaemonConfig): Promise<ServedExport> {
+    const request = requestOf(entry);
+    if (entry.transport === 'iscsi') {
+      const server = (this.#iscsi ??= await startIscsi(config, this.#host, this.#log));
+      const { target, url } = await server.add(request);
+      return { entry, url, close: () => server.remove(target) };
+    }
+    if (entry.transport === 'nbd') {
+      const server = (this.#nbd ??= await startNbd(config, this.#host, this.#log));
+      const { name, url } = await server.add(request);
+      return { entry, url, close: () => server.remove(name) };
+    }
+    const kernel = await startKernel(config, request, this.#host, this.#log);
+    return { entry, url: kernel.images[0]?.url ?? '', close: () => kernel.close() };
+  }
+
+  async #stop(name: string): Promise<void> {
+    this.#failed.delete(name);
     try {
-      await this.#end(transport);
+      await this.#end(name);
     } catch (error) {
-      this.#log.error({ error, transport }, `ending exports over ${transport}: ${(error as Error).message}`);
+      this.#log.error({ error }, `${name}: ending it: ${describe(error)}`);
     }
   }
 
-  async #end(transport: Transport): Promise<void> {
-    const server = this.#servers.get(transport);
-    this.#servers.delete(transport);
-    await server?.close();
+  async #end(name: string): Promise<void> {
+    const served = this.#served.get(name);
+    this.#served.delete(name);
+    await served?.close();
+  }
+
+  /** A port is held only while there is something behind it. */
+  async #closeUnused(): Promise<void> {
+    const unused = (transport: Transport): boolean =>
+      ![...this.#served.values()].some(({ entry }) => entry.transport === transport);
+    const [iscsi, nbd] = [this.#iscsi, this.#nbd];
+    if (iscsi !== undefined && unused('iscsi')) {
+      this.#iscsi = undefined;
+      await iscsi.close();
+    }
+    if (nbd !== undefined && unused('nbd')) {
+      this.#nbd = undefined;
+      await nbd.close();
+    }
   }
 }
 
-type Start = (config: DaemonConfig, exports: readonly ExportRequest[], log: ServerLog) => Promise<RunningServer>;
+// Each is loaded when the configuration has exports for it.
 
-/** Each is loaded when the configuration has exports for it. */
-const START: Readonly<Record<Transport, Start>> = {
-  iscsi: async (config, exports, log) => {
-    const { ImageServer } = await import('./image-server.ts');
-    return ImageServer.start({
-      exports,
-      log,
-      listen: config.iscsi.listen,
-      cacheBytes: config.cache,
-      allow: config.allow,
-      stateDirectory: config['state-directory'],
-      ...(await accessOf(config.iscsi, log)),
-    });
-  },
-  nbd: async (config, exports, log) => {
-    const { NbdImageServer } = await import('./nbd-image-server.ts');
-    const { socket, listen } = config.nbd;
-    const { 'tls-cert': cert, 'tls-key': key, 'tls-ca': ca, 'tls-psk-file': psk } = config.nbd;
-    const withTls = [cert, key, ca, psk].some((file) => file !== undefined);
-    return NbdImageServer.start({
-      exports,
-      log,
-      listen: socket === undefined ? listen : { path: socket },
-      cacheBytes: config.cache,
-      allow: config.allow,
-      tls: withTls ? { cert, key, ca, psk } : undefined,
-      tlsRequired: config.nbd['tls-required'],
-    });
-  },
-  lio: async (config, exports, log) => {
-    const { KernelExport } = await import('./kernel-export.ts');
-    return KernelExport.start({
-      exports,
-      log,
-      fabric: config.lio.fabric,
-      listen: config.lio.listen,
-      allow: config.allow,
-      ...(await accessOf(config.lio, log)),
-    });
-  },
-};
+async function startIscsi(config: DaemonConfig, host: ImageHost, log: ServerLog): Promise<ImageServer> {
+  const { ImageServer } = await import('./image-server.ts');
+  return ImageServer.start({
+    exports: [],
+    host,
+    log,
+    listen: config.iscsi.listen,
+    measured: true,
+    stateDirectory: config['state-directory'],
+    ...(await accessOf(config.iscsi, log)),
+  });
+}
+
+async function startNbd(config: DaemonConfig, host: ImageHost, log: ServerLog): Promise<NbdImageServer> {
+  const { NbdImageServer } = await import('./nbd-image-server.ts');
+  const { socket, listen } = config.nbd;
+  const { 'tls-cert': cert, 'tls-key': key, 'tls-ca': ca, 'tls-psk-file': psk } = config.nbd;
+  const withTls = [cert, key, ca, psk].some((file) => file !== undefined);
+  return NbdImageServer.start({
+    exports: [],
+    host,
+    log,
+    listen: socket === undefined ? listen : { path: socket },
+    tls: withTls ? { cert, key, ca, psk } : undefined,
+    tlsRequired: config.nbd['tls-required'],
+  });
+}
+
+/** Of targets of the kernel each is on its own. */
+async function startKernel(
+  config: DaemonConfig,
+  request: ExportRequest,
+  host: ImageHost,
+  log: ServerLog,
+): Promise<KernelExport> {
+  const { KernelExport } = await import('./kernel-export.ts');
+  return KernelExport.start({
+    exports: [request],
+    host,
+    log,
+    fabric: config.lio.fabric,
+    listen: config.lio.listen,
+    ...(await accessOf(config.lio, log)),
+  });
+}
 
 function requestOf(entry: ConfiguredExport): ExportRequest {
   const { name, image, format, snapshot, overlay, optical } = entry;

@@ -16,13 +16,16 @@ import { type Address, addressError, connectHost } from './address.ts';
 import { closeInOrder, closeTogether } from './close-in-order.ts';
 import { CommandStatistics } from './command-statistics.ts';
 import { type LogFields, type ServerLog, SILENT } from './log.ts';
-import type { MeasuredUnit } from './metrics.ts';
+import type { IscsiSources, MeasuredUnit } from './metrics.ts';
 import type { MetricsEndpoint } from './metrics-endpoint.ts';
 import { nameOfFile, targetName, uniqueName } from './names.ts';
 import { checkRequest, type ExportRequest, type OpenedExport, openExport } from './open-export.ts';
 import { reservationStore } from './reservation-store.ts';
 
 export interface ImageServerOptions extends Omit<HostOptions, 'warn'> {
+  /** Opens the images, beside those of others in this process; it stays the caller's. Default: one of its own. */
+  readonly host?: ImageHost | undefined;
+  /** What is served from the beginning: add() and remove() change it. */
   readonly exports: readonly ExportRequest[];
   /** Where the iSCSI portal listens. Port 0 picks a free one. */
   readonly listen: Address;
@@ -43,7 +46,9 @@ export interface ImageServerOptions extends Omit<HostOptions, 'warn'> {
   readonly optical?: boolean | undefined;
   /** Directory for persistent reservations; made when the first one is kept. Absent: none are kept over restarts. */
   readonly stateDirectory?: string | undefined;
-  /** Where Prometheus metrics are served over HTTP; absent: nothing is measured. */
+  /** Commands are counted, for images[].statistics. Default: if there are metrics. */
+  readonly measured?: boolean | undefined;
+  /** Where Prometheus metrics are served over HTTP. */
   readonly metrics?: Address | undefined;
   readonly log?: ServerLog | undefined;
 }
@@ -63,6 +68,23 @@ export interface ServedImage {
   readonly readOnly: boolean;
 }
 
+/** The inside of what is served, for whoever looks after it. */
+export interface ServedUnit {
+  readonly opened: OpenedExport;
+  readonly statistics: CommandStatistics;
+  /** Sessions of its target now. */
+  readonly sessions: number;
+}
+
+/** What opening images takes. */
+interface Opener {
+  readonly host: ImageHost;
+  readonly options: ImageServerOptions;
+  readonly log: ServerLog;
+  /** Last parts of names that targets have. */
+  readonly taken: Set<string>;
+}
+
 interface Unit extends MeasuredUnit {
   readonly request: ExportRequest;
   readonly opened: OpenedExport;
@@ -70,6 +92,8 @@ interface Unit extends MeasuredUnit {
 
 /** A target device with what is on it. */
 interface Served {
+  /** As it is in the opener's `taken`. */
+  readonly name: string;
   readonly target: IscsiTarget;
   readonly device: ScsiDevice;
   readonly units: readonly Unit[];
@@ -84,36 +108,43 @@ interface Served {
  *     await server.close();
  */
 export class ImageServer {
-  readonly images: readonly ServedImage[];
-  readonly #host: ImageHost;
-  readonly #served: readonly Served[];
+  readonly #opener: Opener;
+  readonly #served: Served[];
   readonly #portal: Portal;
   readonly #metrics: MetricsEndpoint | undefined;
   #closing: Promise<void> | undefined;
 
-  private constructor(
-    host: ImageHost,
-    served: readonly Served[],
-    portal: Portal,
-    metrics: MetricsEndpoint | undefined,
-  ) {
-    this.#host = host;
+  private constructor(opener: Opener, served: Served[], portal: Portal, metrics: MetricsEndpoint | undefined) {
+    this.#opener = opener;
     this.#served = served;
     this.#portal = portal;
     this.#metrics = metrics;
-    const { port } = portal.address;
-    const authority = formatAddress(connectHost(portal.address.host), port);
-    this.images = served.flatMap(({ units }) =>
-      units.map(({ request, opened, target, lun }) => ({
-        request,
-        url: `iscsi://${authority}/${target}/${lun}`,
-        target,
-        lun,
-        format: opened.format,
-        size: opened.image.size,
-        readOnly: opened.image.readOnly,
-      })),
-    );
+  }
+
+  /** What is served now. */
+  get images(): readonly ServedImage[] {
+    return this.#served.flatMap((served) => this.#imagesOf(served));
+  }
+
+  #imagesOf({ units }: Served): ServedImage[] {
+    const { port } = this.#portal.address;
+    const authority = formatAddress(connectHost(this.#portal.address.host), port);
+    return units.map((unit) => ({
+      request: unit.request,
+      url: `iscsi://${authority}/${unit.target}/${unit.lun}`,
+      target: unit.target,
+      lun: unit.lun,
+      format: unit.opened.format,
+      size: unit.opened.image.size,
+      readOnly: unit.opened.image.readOnly,
+    }));
+  }
+
+  /** What is open for a target. */
+  unitsOf(target: string): readonly ServedUnit[] {
+    const served = this.#served.find(({ target: { name } }) => name === target);
+    const sessions = served?.target.sessions.size ?? 0;
+    return served?.units.map(({ opened, statistics }) => ({ opened, statistics, sessions })) ?? [];
   }
 
   /**
@@ -123,14 +154,16 @@ export class ImageServer {
    */
   static async start(options: ImageServerOptions): Promise<ImageServer> {
     const log = options.log ?? SILENT;
-    checkServerOptions(options);
-    const host = createHost({
-      ...options,
-      warn: (message, image) => log.warn({ image }, `${image}: ${message}`),
-    });
-    const undo: (() => Promise<void>)[] = [() => host.close()];
+    // A daemon begins with none.
+    if (options.exports.length > 0) checkServerOptions(options);
+    const warn = (message: string, image: string): void => log.warn({ image }, `${image}: ${message}`);
+    const host = options.host ?? createHost({ ...options, warn });
+    const opener: Opener = { host, options, log, taken: new Set() };
+    const undo: (() => Promise<void>)[] = [async () => (options.host === undefined ? host.close() : undefined)];
     try {
-      const served = await openAll(host, options, log);
+      const served: Served[] = [];
+      undo.push(() => closeTogether(imagesOf(served)));
+      for (const requests of grouped(options)) served.push(await openTarget(opener, requests));
       undo.push(() => closeDevices(served));
       const portal = new Portal({
         listen: options.listen,
@@ -144,11 +177,37 @@ export class ImageServer {
       });
       undo.push(() => portal.close({ graceMs: 0 }));
       const metrics = await startMetrics(options, host, portal, served);
-      return new ImageServer(host, served, portal, metrics);
+      return new ImageServer(opener, served, portal, metrics);
     } catch (error) {
       for (const step of undo.reverse()) await step().catch(() => undefined);
       throw error;
     }
+  }
+
+  /** Serves one image more, in a target of its own. @throws {LunetteError} what opening it throws; CLOSED */
+  async add(request: ExportRequest): Promise<ServedImage> {
+    if (this.#closing !== undefined) throw new LunetteError('CLOSED', 'the server is closed');
+    checkRequest(request);
+    const served = await openTarget(this.#opener, [request]);
+    this.#portal.addTarget(served.target);
+    this.#served.push(served);
+    return this.#imagesOf(served)[0] as ServedImage;
+  }
+
+  /**
+   * Serves a target no longer: its initiators are asked to log out, what is in flight is finished within `graceMs` (default 5000), its images
+   * are flushed and closed. Those of other targets do not notice.
+   */
+  async remove(target: string, { graceMs = 5000 }: { graceMs?: number } = {}): Promise<void> {
+    const served = this.#served.find(({ target: { name } }) => name === target);
+    if (served === undefined) return;
+    this.#served.splice(this.#served.indexOf(served), 1);
+    this.#opener.taken.delete(served.name);
+    await closeInOrder([
+      () => this.#portal.removeTarget(target, { graceMs }),
+      () => served.device.close(),
+      () => closeTogether(imagesOf([served])),
+    ]);
   }
 
   /** Where the portal listens, with the port that was picked. */
@@ -171,6 +230,11 @@ export class ImageServer {
     return this.#portal.counters.sessions;
   }
 
+  /** What is measured of it. */
+  get sources(): IscsiSources {
+    return sourcesOf(this.#portal, this.#served);
+  }
+
   /**
    * Stops accepting, asks initiators to log out, finishes what is in flight within `graceMs` (default 5000), then flushes and closes the
    * images. Safe to call twice.
@@ -188,12 +252,12 @@ export class ImageServer {
 
   #close(graceMs: number): Promise<void> {
     // The guard of a probed image has writes of its own to wait for; the host closes what is below.
-    const images = this.#served.flatMap(({ units }) => units.map(({ opened }) => opened.image));
+    const { host, options } = this.#opener;
     return closeInOrder([
       () => this.#portal.close({ graceMs }),
       () => closeDevices(this.#served),
-      () => closeTogether(images),
-      () => this.#host.close(),
+      () => closeTogether(imagesOf(this.#served)),
+      () => (options.host === undefined ? host.close() : undefined),
       () => this.#metrics?.close(),
     ]);
   }
@@ -216,68 +280,76 @@ export function checkServerOptions(options: ImageServerOptions): void {
   }
 }
 
-async function openAll(host: ImageHost, options: ImageServerOptions, log: ServerLog): Promise<Served[]> {
-  const { exports } = options;
-  const taken = new Set<string>();
-  const nameFor = (request: ExportRequest): string =>
-    options.name === undefined
-      ? targetName(uniqueName(request.name ?? nameOfFile(request.image), taken))
-      : targetName(options.name);
-  const groups =
-    options.oneTarget === true
-      ? [{ name: nameFor(exports[0] as ExportRequest), requests: exports }]
-      : //
-        exports.map((request) => ({ name: nameFor(request), requests: [request] }));
+/** The images of each target. */
+function grouped({ exports, oneTarget }: ImageServerOptions): (readonly ExportRequest[])[] {
+  if (exports.length === 0) return [];
+  return oneTarget === true ? [exports] : exports.map((request) => [request]);
+}
 
-  const served: Served[] = [];
-  for (const { name, requests } of groups) {
-    const device = new ScsiDevice({ name, ports: [{ id: 1, name: `${name},t,0x0001` }] });
+async function openTarget(opener: Opener, requests: readonly ExportRequest[]): Promise<Served> {
+  const { options, taken } = opener;
+  const first = requests[0] as ExportRequest;
+  const short = options.name ?? uniqueName(first.name ?? nameOfFile(first.image), taken);
+  const name = targetName(short);
+  const device = new ScsiDevice({ name, ports: [{ id: 1, name: `${name},t,0x0001` }] });
+  const units: Unit[] = [];
+  try {
     const target = new IscsiTarget({
       name,
-      alias: requests.length === 1 ? path.basename((requests[0] as ExportRequest).image).slice(0, 80) : undefined,
+      alias: requests.length === 1 ? path.basename(first.image).slice(0, 80) : undefined,
       device,
       chap: options.chap,
       mutualChap: options.mutualChap,
       allowedInitiators: options.allowedInitiators,
     });
-    const units: Unit[] = [];
-    for (const request of requests) units.push(await addUnit(host, device, name, units.length, request, options, log));
-    served.push({ target, device, units });
+    for (const request of requests) units.push(await addUnit(opener, device, name, units.length, request));
+    return { name: short, target, device, units };
+  } catch (error) {
+    taken.delete(short);
+    await device.close().catch(() => undefined);
+    await closeTogether(units.map(({ opened }) => opened.image)).catch(() => undefined);
+    throw error;
   }
-  return served;
+}
+
+function imagesOf(served: readonly Served[]): Image[] {
+  return served.flatMap(({ units }) => units.map(({ opened }) => opened.image));
 }
 
 async function addUnit(
-  host: ImageHost,
+  { host, options, log }: Opener,
   device: ScsiDevice,
   target: string,
   lun: number,
   request: ExportRequest,
-  options: ImageServerOptions,
-  log: ServerLog,
 ): Promise<Unit> {
   const optical = request.optical ?? options.optical ?? false;
   const units = request.blockSize ?? options.blockSize;
   const opened = await openExport(host, optical ? { ...request, readOnly: true } : request, log);
-  const { image } = opened;
-  const blockSize = optical ? 2048 : (units ?? 512);
-  checkSize(image, request.image, blockSize, log);
-  const identity = identityOf(target, lun, request);
-  const statistics = new CommandStatistics();
-  device.addUnit(lun, {
-    image,
-    identity,
-    blockSize: units,
-    removable: options.removable,
-    optical,
-    readOnly: request.readOnly,
-    reservationStore:
-      options.stateDirectory === undefined
-        ? undefined
-        : await reservationStore(options.stateDirectory, nameOfFile(request.image), identity),
-    observer: options.metrics === undefined ? undefined : statistics.observe,
-  });
-  return { request, opened, target, lun, statistics };
+  try {
+    const { image } = opened;
+    const blockSize = optical ? 2048 : (units ?? 512);
+    checkSize(image, request.image, blockSize, log);
+    const identity = identityOf(target, lun, request);
+    const statistics = new CommandStatistics();
+    device.addUnit(lun, {
+      image,
+      identity,
+      blockSize: units,
+      removable: options.removable,
+      optical,
+      readOnly: request.readOnly,
+      reservationStore:
+        options.stateDirectory === undefined
+          ? undefined
+          : await reservationStore(options.stateDirectory, nameOfFile(request.image), identity),
+      observer: options.measured === true || options.metrics !== undefined ? statistics.observe : undefined,
+    });
+    return { request, opened, target, lun, statistics };
+  } catch (error) {
+    await opened.image.close().catch(() => undefined);
+    throw error;
+  }
 }
 
 function checkSize(image: Image, name: string, blockSize: number, log: ServerLog): void {
@@ -325,15 +397,16 @@ async function startMetrics(
     import('./metrics.ts'),
     import('./metrics-endpoint.ts'),
   ]);
-  const metrics = new Metrics({
-    iscsi: {
-      units: () => served.flatMap(({ units }) => units),
-      sessions: () => new Map(served.map(({ target }) => [target.name, target.sessions.size])),
-      counters: () => portal.counters,
-    },
-    cache: () => host.cache.stats,
-  });
+  const metrics = new Metrics({ iscsi: sourcesOf(portal, served), cache: () => host.cache.stats });
   return MetricsEndpoint.listen(options.metrics, metrics);
+}
+
+function sourcesOf(portal: Portal, served: readonly Served[]): IscsiSources {
+  return {
+    units: () => served.flatMap(({ units }) => units),
+    sessions: () => new Map(served.map(({ target }) => [target.name, target.sessions.size])),
+    counters: () => portal.counters,
+  };
 }
 
 async function closeDevices(served: readonly Served[]): Promise<void> {

@@ -19,6 +19,8 @@ import { TcmuService } from './tcmu-service.ts';
 
 /** What a kernel export is told. */
 export interface KernelExportOptions extends Omit<HostOptions, 'warn'> {
+  /** Opens the images, beside those of others in this process; it stays the caller's. Default: one of its own. */
+  readonly host?: ImageHost | undefined;
   readonly exports: readonly ExportRequest[];
   readonly fabric: 'iscsi' | 'loopback';
   /** Where the kernel's iSCSI target listens. */
@@ -78,7 +80,8 @@ export class KernelExport {
   static async start(options: KernelExportOptions): Promise<KernelExport> {
     const { log = SILENT } = options;
     checkKernelOptions(options);
-    const host = createHost({ ...options, warn: (message, image) => log.warn({ image }, `${image}: ${message}`) });
+    const warn = (message: string, image: string): void => log.warn({ image }, `${image}: ${message}`);
+    const host = options.host ?? createHost({ ...options, warn });
     const temporary: string[] = [];
     const targets: KernelTarget[] = [];
     let service: TcmuService | undefined;
@@ -86,7 +89,7 @@ export class KernelExport {
       closeInOrder([
         ...[...targets].reverse().map((target) => () => takeDown(target, log)),
         async () => service?.close(),
-        () => host.close(),
+        () => (options.host === undefined ? host.close() : undefined),
         ...temporary.map((directory) => () => rm(directory, { recursive: true, force: true })),
       ]);
     try {

@@ -1,6 +1,7 @@
 import type { SnapshotInfo } from '../../formats/image/layer.ts';
 import type { ImageHost, Layer } from '../../formats/index.ts';
 import type { ExportCatalog, NbdExport } from '../nbd/export.ts';
+import { closeTogether } from './close-in-order.ts';
 import { exportedBitmaps } from './exported-bitmaps.ts';
 import type { ServerLog } from './log.ts';
 import { type ExportRequest, type OpenedExport, openExport } from './open-export.ts';
@@ -28,30 +29,75 @@ interface SnapshotExport {
 export class NbdExports implements ExportCatalog {
   readonly #host: ImageHost;
   readonly #log: ServerLog;
-  readonly #images: readonly NamedExport[];
+  readonly #images: NamedExport[] = [];
   readonly #exports = new Map<string, NbdExport>();
   #snapshots = new Map<string, SnapshotExport>();
 
-  private constructor(host: ImageHost, images: readonly NamedExport[], log: ServerLog) {
+  constructor(host: ImageHost, log: ServerLog) {
     this.#host = host;
     this.#log = log;
-    this.#images = images;
-    for (const { name, request, opened } of images) {
-      const { image, format } = opened;
-      const readOnly = image.readOnly || request.readOnly === true;
-      this.#exports.set(name, { name, description: format, image, readOnly });
+  }
+
+  /** The images that are served, in the order in which they came. */
+  get images(): readonly NamedExport[] {
+    return this.#images;
+  }
+
+  /** One image more; it belongs here from now on, also when this fails. @throws {LunetteError} for bitmaps that cannot be exported */
+  async add(named: NamedExport): Promise<void> {
+    const { name, request, opened } = named;
+    const { image, format } = opened;
+    const readOnly = image.readOnly || request.readOnly === true;
+    try {
+      const bitmaps = await exportedBitmaps(image, request.bitmaps, readOnly);
+      this.#exports.set(name, { name, description: format, image, readOnly, bitmaps });
+      this.#images.push(named);
+      await this.#findSnapshots();
+    } catch (error) {
+      this.#forget(named);
+      await image.close().catch(() => undefined);
+      throw error;
     }
   }
 
-  static async create(host: ImageHost, images: readonly NamedExport[], log: ServerLog): Promise<NbdExports> {
-    const exports = new NbdExports(host, images, log);
-    for (const { name, request } of images) {
-      const found = exports.#exports.get(name) as NbdExport;
-      const bitmaps = await exportedBitmaps(found.image, request.bitmaps, found.readOnly);
-      exports.#exports.set(name, { ...found, bitmaps });
+  /** Nobody finds an export any more; when `dismiss` has sent away whoever uses it, or a snapshot of it, all are closed. */
+  async remove(name: string, dismiss: () => Promise<void>): Promise<void> {
+    const named = this.#images.find((image) => image.name === name);
+    if (named === undefined) return;
+    this.#forget(named);
+    try {
+      await dismiss();
+    } finally {
+      const snapshots = [...this.#snapshots.values()].filter((snapshot) => snapshot.name.startsWith(`${name}@`));
+      await this.#closeSnapshots(snapshots);
+      await named.opened.image.close();
     }
-    await exports.#findSnapshots();
-    return exports;
+  }
+
+  /** Closes everything. Nobody may use it any more. */
+  async close(): Promise<void> {
+    await this.#closeSnapshots([...this.#snapshots.values()]);
+    const images = this.#images.splice(0).map(({ opened }) => opened.image);
+    this.#exports.clear();
+    await closeTogether(images);
+  }
+
+  #forget(named: NamedExport): void {
+    this.#exports.delete(named.name);
+    const at = this.#images.indexOf(named);
+    if (at >= 0) this.#images.splice(at, 1);
+  }
+
+  async #closeSnapshots(snapshots: readonly SnapshotExport[]): Promise<void> {
+    for (const snapshot of snapshots) {
+      this.#snapshots.delete(snapshot.name);
+      const opened = await snapshot.opening?.catch(() => undefined);
+      snapshot.opening = undefined;
+      // One whose last client has gone is closed already.
+      if (snapshot.opened === undefined) continue;
+      snapshot.opened = undefined;
+      await opened?.image.close();
+    }
   }
 
   /** Names of the snapshots that could be had beside the images when somebody last asked. */

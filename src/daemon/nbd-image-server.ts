@@ -1,20 +1,24 @@
 import path from 'node:path';
 import { LunetteError } from '../../formats/core/errors.ts';
 import type { ImageHost } from '../../formats/index.ts';
+import type { NbdCounters } from '../nbd/counters.ts';
 import { MAX_STRING } from '../nbd/protocol.ts';
 import { NbdServer } from '../nbd/server.ts';
 import { readTls, type TlsFiles } from '../nbd/tls.ts';
 import { formatNbdUri, type NbdAddress } from '../nbd/uri.ts';
 import { createHost, type HostOptions } from '../open/host.ts';
 import { type Address, addressError, connectHost } from './address.ts';
-import { closeInOrder, closeTogether } from './close-in-order.ts';
+import { closeInOrder } from './close-in-order.ts';
 import { type LogFields, type ServerLog, SILENT } from './log.ts';
 import type { MetricsEndpoint } from './metrics-endpoint.ts';
 import { nameOfFile, uniqueName } from './names.ts';
 import { type NamedExport, NbdExports } from './nbd-exports.ts';
-import { checkRequest, type ExportRequest, openExport } from './open-export.ts';
+import { checkRequest, type ExportRequest, type OpenedExport, openExport } from './open-export.ts';
 
 export interface NbdImageServerOptions extends Omit<HostOptions, 'warn'> {
+  /** Opens the images, beside those of others in this process; it stays the caller's. Default: one of its own. */
+  readonly host?: ImageHost | undefined;
+  /** What is served from the beginning: add() and remove() change it. */
   readonly exports: readonly ExportRequest[];
   /** A TCP address, port 0 picks a free one; or the path of a unix socket, made and at the end removed. */
   readonly listen: NbdAddress;
@@ -52,42 +56,45 @@ export interface ServedNbdImage {
  *     await server.close();
  */
 export class NbdImageServer {
-  readonly images: readonly ServedNbdImage[];
-  /** Names of snapshots that are served beside the images. */
-  readonly snapshotNames: readonly string[];
   /** Where it listens, with the port that was picked. */
   readonly address: NbdAddress;
-  readonly #host: ImageHost;
-  readonly #opened: readonly NamedExport[];
+  readonly #opener: Opener;
+  readonly #exports: NbdExports;
   readonly #server: NbdServer;
   readonly #metrics: MetricsEndpoint | undefined;
   #closing: Promise<void> | undefined;
 
-  private constructor(
-    host: ImageHost,
-    opened: readonly NamedExport[],
-    exports: NbdExports,
-    server: NbdServer,
-    metrics: MetricsEndpoint | undefined,
-    options: NbdImageServerOptions,
-  ) {
-    this.#host = host;
-    this.#opened = opened;
+  private constructor(opener: Opener, exports: NbdExports, server: NbdServer, metrics: MetricsEndpoint | undefined) {
+    this.#opener = opener;
+    this.#exports = exports;
     this.#server = server;
     this.#metrics = metrics;
-    const { listen } = options;
+    const { listen } = opener.options;
     this.address = 'path' in listen ? { path: path.resolve(listen.path) } : server.address;
+  }
+
+  /** Names of snapshots that are served beside the images, when somebody last asked. */
+  get snapshotNames(): readonly string[] {
+    return this.#exports.snapshotNames;
+  }
+
+  /** What is served now. */
+  get images(): readonly ServedNbdImage[] {
+    return this.#exports.images.map((named) => this.#served(named));
+  }
+
+  #served({ name, request, opened }: NamedExport): ServedNbdImage {
+    const { image, format } = opened;
     const reached: NbdAddress =
       'path' in this.address ? this.address : { host: connectHost(this.address.host), port: this.address.port };
-    this.snapshotNames = exports.snapshotNames;
-    this.images = opened.map(({ name, request, opened: { image, format } }) => ({
+    return {
       request,
-      url: formatNbdUri(reached, name, options.tlsRequired === true),
+      url: formatNbdUri(reached, name, this.#opener.options.tlsRequired === true),
       name,
       format,
       size: image.size,
       readOnly: image.readOnly || request.readOnly === true,
-    }));
+    };
   }
 
   /**
@@ -97,16 +104,17 @@ export class NbdImageServer {
    */
   static async start(options: NbdImageServerOptions): Promise<NbdImageServer> {
     const log = options.log ?? SILENT;
-    checkNbdOptions(options);
+    // A daemon begins with none.
+    if (options.exports.length > 0) checkNbdOptions(options);
     const credentials = options.tls === undefined ? undefined : await readTls(options.tls);
-    const host = createHost({ ...options, warn: (message, image) => log.warn({ image }, `${image}: ${message}`) });
-    const undo: (() => Promise<void>)[] = [() => host.close()];
+    const warn = (message: string, image: string): void => log.warn({ image }, `${image}: ${message}`);
+    const host = options.host ?? createHost({ ...options, warn });
+    const opener: Opener = { host, options, log, taken: new Set() };
+    const undo: (() => Promise<void>)[] = [async () => (options.host === undefined ? host.close() : undefined)];
     try {
-      const opened = await openAll(host, options, log);
-      undo.push(async () => {
-        await Promise.all(opened.map(({ opened: { image } }) => image.close()));
-      });
-      const exports = await NbdExports.create(host, opened, log);
+      const exports = new NbdExports(host, log);
+      undo.push(() => exports.close());
+      for (const request of options.exports) await exports.add(await open(opener, request));
       const server = new NbdServer({
         listen: options.listen,
         catalog: exports,
@@ -119,11 +127,43 @@ export class NbdImageServer {
       });
       undo.push(() => server.close({ graceMs: 0 }));
       const metrics = await startMetrics(options.metrics, host, server);
-      return new NbdImageServer(host, opened, exports, server, metrics, options);
+      return new NbdImageServer(opener, exports, server, metrics);
     } catch (error) {
       for (const step of undo.reverse()) await step().catch(() => undefined);
       throw error;
     }
+  }
+
+  /** Serves one image more. @throws {LunetteError} what opening it throws; CLOSED */
+  async add(request: ExportRequest): Promise<ServedNbdImage> {
+    if (this.#closing !== undefined) throw new LunetteError('CLOSED', 'the server is closed');
+    checkRequest(request);
+    const named = await open(this.#opener, request);
+    await this.#exports.add(named);
+    return this.#served(named);
+  }
+
+  /**
+   * Serves an export, and snapshots of it, no longer: requests under way are answered within `graceMs` (default 5000), its clients are sent
+   * away, the image is flushed and closed. Clients of others do not notice.
+   */
+  async remove(name: string, { graceMs = 5000 }: { graceMs?: number } = {}): Promise<void> {
+    this.#opener.taken.delete(name);
+    await this.#exports.remove(name, () =>
+      this.#server.dismiss((found) => belongsTo(found.name, name), 'the export ends', graceMs),
+    );
+  }
+
+  /** What is open under a name, and clients that use it or snapshots of it. */
+  clientsOf(name: string): { readonly opened: OpenedExport; readonly clients: number } | undefined {
+    const named = this.#exports.images.find((image) => image.name === name);
+    if (named === undefined) return undefined;
+    return { opened: named.opened, clients: this.#server.clientsOf((found) => belongsTo(found.name, name)) };
+  }
+
+  /** What is measured of it. */
+  get counters(): NbdCounters {
+    return this.#server.counters;
   }
 
   /** Where metrics are served. */
@@ -151,11 +191,11 @@ export class NbdImageServer {
   }
 
   #close(graceMs: number): Promise<void> {
-    // The guard of a probed image has writes of its own to wait for; the host closes what is below, and snapshots.
+    const { host, options } = this.#opener;
     return closeInOrder([
       () => this.#server.close({ graceMs }),
-      () => closeTogether(this.#opened.map(({ opened }) => opened.image)),
-      () => this.#host.close(),
+      () => this.#exports.close(),
+      () => (options.host === undefined ? host.close() : undefined),
       () => this.#metrics?.close(),
     ]);
   }
@@ -184,14 +224,28 @@ export function checkNbdOptions(options: NbdImageServerOptions): void {
   }
 }
 
-async function openAll(host: ImageHost, options: NbdImageServerOptions, log: ServerLog): Promise<NamedExport[]> {
-  const taken = new Set<string>();
-  const opened: NamedExport[] = [];
-  for (const request of options.exports) {
-    const name = options.name ?? uniqueName(request.name ?? nameOfFile(request.image), taken);
-    opened.push({ name, request, opened: await openExport(host, request, log) });
+/** What opening images takes. */
+interface Opener {
+  readonly host: ImageHost;
+  readonly options: NbdImageServerOptions;
+  readonly log: ServerLog;
+  /** Names of exports. */
+  readonly taken: Set<string>;
+}
+
+async function open({ host, options, log, taken }: Opener, request: ExportRequest): Promise<NamedExport> {
+  const name = options.name ?? uniqueName(request.name ?? nameOfFile(request.image), taken);
+  try {
+    return { name, request, opened: await openExport(host, request, log) };
+  } catch (error) {
+    taken.delete(name);
+    throw error;
   }
-  return opened;
+}
+
+/** Whether an export is this one, or a snapshot of it. */
+function belongsTo(found: string, name: string): boolean {
+  return found === name || found.startsWith(`${name}@`);
 }
 
 function listenError(error: unknown, listen: NbdAddress): unknown {

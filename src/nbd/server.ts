@@ -99,6 +99,37 @@ export class NbdServer implements EndpointHost {
     return this.#listener.connections.size;
   }
 
+  /** Clients that use exports that this is true of. */
+  clientsOf(isMeant: (found: NbdExport) => boolean): number {
+    return this.#using(isMeant).length;
+  }
+
+  /** Ends the connections of whoever uses certain exports: requests under way are answered, within `graceMs`. Nobody may find them any more. */
+  dismiss(isMeant: (found: NbdExport) => boolean, reason: string, graceMs: number): Promise<void> {
+    return this.#end(this.#using(isMeant), reason, performance.now() + graceMs);
+  }
+
+  #using(isMeant: (found: NbdExport) => boolean): Connection<Endpoint>[] {
+    return [...this.#listener.connections].filter(({ endpoint }) => {
+      const found = endpoint.transmission?.agreement.export;
+      return found !== undefined && isMeant(found);
+    });
+  }
+
+  async #end(leaving: readonly Connection<Endpoint>[], reason: string, deadline: number): Promise<void> {
+    const { connections } = this.#listener;
+    const open = (): Connection<Endpoint>[] => leaving.filter((connection) => connections.has(connection));
+    for (const { endpoint } of leaving) endpoint.finish(reason);
+    while (open().length > 0 && performance.now() < deadline) {
+      await this.#listener.someClosed(Math.min(50, deadline - performance.now()));
+    }
+    for (const connection of open()) connection.destroy();
+    await Promise.race([
+      Promise.all(leaving.map(({ endpoint }) => endpoint.ended())),
+      delay(Math.max(0, deadline - performance.now()) + 100),
+    ]);
+  }
+
   /**
    * Stops: no new connections; requests under way are answered, within `graceMs` (default 5000), then connections are closed and the unix
    * socket is removed. Safe to call twice.
@@ -113,19 +144,8 @@ export class NbdServer implements EndpointHost {
   }
 
   async #close(graceMs: number): Promise<void> {
-    const deadline = performance.now() + graceMs;
-    const { connections } = this.#listener;
     const stopped = this.#listener.stop();
-    const endpoints = [...connections].map(({ endpoint }) => endpoint);
-    for (const endpoint of endpoints) endpoint.finish('the server ends');
-    while (connections.size > 0 && performance.now() < deadline) {
-      await this.#listener.someClosed(Math.min(50, deadline - performance.now()));
-    }
-    for (const connection of [...connections]) connection.destroy();
-    await Promise.race([
-      Promise.all(endpoints.map((endpoint) => endpoint.ended())),
-      delay(Math.max(0, deadline - performance.now()) + 100),
-    ]);
+    await this.#end([...this.#listener.connections], 'the server ends', performance.now() + graceMs);
     for (const unwatch of this.#watched.values()) unwatch();
     this.#watched.clear();
     this.#listener.stopClock();

@@ -24,7 +24,8 @@ test('snapshots come and go while the disk is served and written to; one that no
   const request = { image: path };
   const opened = await openExport(host, request, SILENT);
   const live = opened.image as ChainImage;
-  const exports = await NbdExports.create(host, [{ name: 'disk', request, opened }], SILENT);
+  const exports = new NbdExports(host, SILENT);
+  await exports.add({ name: 'disk', request, opened });
   const server = new NbdServer({ listen: { path: join(folder, 's') }, catalog: exports });
   await server.listen();
   t.after(async () => {
