@@ -19,6 +19,7 @@ import { registerMeasure } from './commands/measure.ts';
 import { registerRebase } from './commands/rebase.ts';
 import { registerResize } from './commands/resize.ts';
 import { registerSnapshot } from './commands/snapshot.ts';
+import { registerStatus } from './commands/status.ts';
 import type { CliContext } from './context.ts';
 import { CommandStatus, DONE, reportError, USAGE } from './exit.ts';
 
@@ -66,6 +67,7 @@ export function createProgram(context: CliContext): Command {
   registerBitmap(program, context);
   registerAmend(program, context);
   registerDaemon(program, context);
+  registerStatus(program, context);
   registerDoctor(program, context);
   registerCompletion(program, context, version());
   for (const command of program.commands) {

@@ -50,10 +50,35 @@ export interface LatencyHistogram {
   sumMs: number;
 }
 
+/** Latencies by kind. p99 is the upper bound of its bucket; null: above all bounds. */
+export type Latencies = Readonly<
+  Record<Kind, { readonly count: number; readonly meanMs: number; readonly p99Ms: number | null }>
+>;
+
+/** Totals since the unit was made. */
+export interface StatisticsSummary {
+  readonly commands: number;
+  /** Of them those with another status than GOOD. */
+  readonly errors: number;
+  readonly bytesRead: number;
+  readonly bytesWritten: number;
+  readonly latencies: Latencies;
+}
+
 export interface CommandCount {
   readonly opcode: number;
   readonly status: string;
   readonly count: number;
+}
+
+/** The bound of the bucket that a quantile falls into, ms; 0 without commands. */
+function quantile(counts: Float64Array, total: number, part: number): number | null {
+  let left = total * part;
+  for (let i = 0; i < counts.length; i++) {
+    left -= counts[i] as number;
+    if (left <= 0) return total === 0 ? 0 : (LATENCY_BOUNDS_MS[i] ?? null);
+  }
+  return null;
 }
 
 /** Counts the commands of one logical unit. What is called per command allocates nothing and looks nothing up by name. */
@@ -86,6 +111,22 @@ export class CommandStatistics {
     histogram.counts[bucket] = (histogram.counts[bucket] as number) + 1;
     histogram.sumMs += latencyMs;
   };
+
+  /** What there is to say about it in short. */
+  summary(): StatisticsSummary {
+    let commands = 0;
+    let errors = 0;
+    this.#counts.forEach((count, at) => {
+      commands += count;
+      if (at % STATUSES.length !== 0) errors += count;
+    });
+    const latencies = this.latencies.map(({ kind, counts, sumMs }) => {
+      const count = counts.reduce((sum, each) => sum + each, 0);
+      return [kind, { count, meanMs: count === 0 ? 0 : sumMs / count, p99Ms: quantile(counts, count, 0.99) }] as const;
+    });
+    const { bytesRead, bytesWritten } = this;
+    return { commands, errors, bytesRead, bytesWritten, latencies: Object.fromEntries(latencies) as Latencies };
+  }
 
   /** Commands by opcode and status; those that never came are left out. */
   counts(): CommandCount[] {

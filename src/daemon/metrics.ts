@@ -9,6 +9,9 @@ import { type CommandStatistics, LATENCY_BOUNDS_MS } from './command-statistics.
 export interface MetricSources {
   readonly iscsi?: IscsiSources;
   readonly nbd?: () => NbdCounters;
+  readonly tcmu?: () => readonly MeasuredDevice[];
+  /** How many things are not served as they should be. */
+  readonly problems?: () => number;
   readonly cache: () => BlockCacheStats;
 }
 
@@ -24,6 +27,14 @@ export interface MeasuredUnit {
   readonly target: string;
   readonly lun: number;
   readonly statistics: CommandStatistics;
+}
+
+/** What is measured of a TCMU device, beside its commands. */
+export interface MeasuredDevice {
+  readonly device: string;
+  readonly inFlight: number;
+  /** What was odd about its command ring, by kind. */
+  readonly ringEvents: Readonly<Record<string, number>>;
 }
 
 /** How fine the event loop's delay is sampled, ms. */
@@ -44,6 +55,13 @@ export class Metrics {
       this.#addSessions(sources.iscsi);
     }
     if (sources.nbd !== undefined) this.#addNbd(sources.nbd);
+    if (sources.tcmu !== undefined) this.#addTcmu(sources.tcmu);
+    if (sources.problems !== undefined) {
+      const { problems } = sources;
+      this.#gauge('lunette_problems', 'Devices and exports that are not served as they should be', [], (set) =>
+        set({}, problems()),
+      );
+    }
     this.#addCache(sources);
     this.#addProcess();
   }
@@ -142,6 +160,18 @@ export class Metrics {
       add({ kind: 'tls' }, tlsFailures);
       add({ kind: 'protocol' }, protocolErrors);
       add({ kind: 'option' }, optionErrors);
+    });
+  }
+
+  #addTcmu(devices: () => readonly MeasuredDevice[]): void {
+    this.#gauge('lunette_tcmu_devices', 'TCMU devices that are served', [], (set) => set({}, devices().length));
+    this.#gauge('lunette_tcmu_in_flight', 'Commands under way', ['device'], (set) => {
+      for (const { device, inFlight } of devices()) set({ device }, inFlight);
+    });
+    this.#counter('lunette_tcmu_ring_events_total', 'What was odd about a ring', ['device', 'kind'], (add) => {
+      for (const { device, ringEvents } of devices()) {
+        for (const [kind, count] of Object.entries(ringEvents)) add({ device, kind }, count);
+      }
     });
   }
 

@@ -48,6 +48,8 @@ export interface OpenedExport {
   readonly image: Image;
   /** Format of the file that was named, whatever stands above it. */
   readonly format: string;
+  /** What is under guards, where it is opened here: it has snapshots. */
+  readonly chain?: ChainImage | undefined;
 }
 
 /** @throws {LunetteError} INVALID when the request contradicts itself */
@@ -92,14 +94,15 @@ export async function openExport(host: ImageHost, request: ExportRequest, log: S
     const { image, note } =
       request.overlay === undefined ? await openEphemeral(host, base) : await openOverlay(host, request.overlay, base);
     log.info({ image: request.image }, `${request.image}: ${note}`);
-    return { image, format };
+    return { image, format, chain: image };
   }
-  if (!probedRaw || readOnly) return { image: base, format };
+  if (!probedRaw || readOnly) return { image: base, format, chain: base };
   log.warn(
     { image: request.image },
     `${request.image}: taken for raw by its content; writes that would make it look like another format are refused. Say -f raw to have none refused`,
   );
-  return { image: new ProbeGuard(base, (text) => log.warn({ image: request.image }, text)), format };
+  const guard = new ProbeGuard(base, (text) => log.warn({ image: request.image }, text));
+  return { image: guard, format, chain: base };
 }
 
 /** What another program opens, served on. */

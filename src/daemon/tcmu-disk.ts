@@ -1,7 +1,7 @@
 import { closeSync, constants, openSync } from 'node:fs';
 import { codeOf, type ErrorCode, fromSystemError, LunetteError } from '../../formats/core/errors.ts';
 import type { Image } from '../../formats/image/image.ts';
-import type { ImageHost } from '../../formats/index.ts';
+import type { ChainImage, ImageHost } from '../../formats/index.ts';
 import type { TcmuUio } from '../lio/uio-devices.ts';
 import { UserBackstore } from '../lio/user-backstore.ts';
 import { ScsiDevice } from '../scsi/device.ts';
@@ -132,9 +132,20 @@ export class TcmuDisk {
     return this.#image;
   }
 
+  /** The image as it is opened here, with its snapshots; undefined: another program opens it. */
+  get chain(): ChainImage | undefined {
+    return this.#opened.chain;
+  }
+
   /** An initiator prevents the removal of the medium. */
   get mediumHeld(): boolean {
     return this.#server.unit(0)?.removalPrevented === true;
+  }
+
+  /** What is measured beside its commands. */
+  get measures(): { readonly inFlight: number; readonly ringEvents: Readonly<Record<string, number>> } {
+    const { malformed = 0, unknown = 0, taskManagement = 0, resets = 0 } = this.#ring?.device.counters ?? {};
+    return { inFlight: this.inFlight, ringEvents: { malformed, unknown, 'task-management': taskManagement, resets } };
   }
 
   /** Commands that have been fetched and not completed. */

@@ -12,4 +12,6 @@ export interface TcmuEntry {
   queue: Promise<void>;
   removed: boolean;
   repairs: number[];
+  /** Why it is not served as it should be. */
+  problem: string | undefined;
 }

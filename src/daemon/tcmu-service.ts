@@ -53,6 +53,8 @@ export class TcmuService {
   #objects: TcmuObjects | undefined;
   #ownBus: BusService | undefined;
   readonly #stopping = new AbortController();
+  /** What is wrong with the service itself. */
+  readonly #troubles: string[] = [];
 
   private constructor(options: TcmuServiceOptions, lock: ProcessLock) {
     this.#host = options.host;
@@ -95,9 +97,16 @@ export class TcmuService {
     return [...this.#entries.values()].flatMap(({ disk }) => (disk === undefined ? [] : [disk]));
   }
 
-  /** Devices of ours whose image could not be opened: their initiators are told to come again. */
-  get waiting(): readonly string[] {
-    return [...this.#entries.values()].filter(({ disk }) => disk === undefined).map(({ backstore }) => backstore.key);
+  /** Devices that are not served as they should be, in words: their initiators are told to come again. */
+  get problems(): readonly string[] {
+    return [
+      ...this.#troubles,
+      ...[...this.#entries.values()].flatMap(({ backstore: { hba, name }, disk, problem }) =>
+        disk === undefined || problem !== undefined
+          ? [`user_${hba}/${name}: ${problem ?? 'its image is not open'}`]
+          : [],
+      ),
+    ];
   }
 
   /**
@@ -139,6 +148,11 @@ export class TcmuService {
         expired: (deviceId) =>
           this.#log.error({ deviceId }, `device ${deviceId}: not answered in time, the kernel was told that it failed`),
         trouble: (what, errno) => this.#log.warn({ errno }, `netlink: ${what} (errno ${-errno})`),
+        failed: (errno) => {
+          const text = `the netlink socket failed (errno ${-errno}): devices can no longer be added or removed until the daemon is started again`;
+          this.#troubles.push(text);
+          this.#log.error({ errno }, text);
+        },
       });
       await this.#takeOver();
       // What still waits is of no kind that can be known: whoever waits hears EINTR.
@@ -192,9 +206,10 @@ export class TcmuService {
       await backstore.block(false);
       this.#log.info({ device: backstore.key }, `${backstore.key}: taken over (${entry.uio.backstore.config})`);
     } catch (error) {
+      entry.problem = describe(error);
       this.#log.error(
         { error, device: backstore.key },
-        `${backstore.key}: ${describe(error)}; initiators are told to come again`,
+        `${backstore.key}: ${entry.problem}; initiators are told to come again`,
       );
       void this.#retryLater(entry, FIRST_RETRY_MS);
     }
@@ -384,6 +399,7 @@ export class TcmuService {
       queue: Promise.resolve(),
       removed: false,
       repairs: [],
+      problem: undefined,
     };
     this.#entries.set(backstore.key, entry);
     return entry;
@@ -407,6 +423,7 @@ export class TcmuService {
       throw error;
     }
     entry.disk = disk;
+    entry.problem = undefined;
     // Aborts reach us then. Kernels before 5.10 have none.
     await entry.backstore.setAttribute('tmr_notification', 1).catch(() => undefined);
   }
@@ -421,6 +438,7 @@ export class TcmuService {
     await disk.detach();
     await entry.backstore.block(true);
     if (entry.repairs.length > MAX_REPAIRS) {
+      entry.problem = `its command ring is unusable: ${reason}`;
       this.#log.error(
         { device: key },
         `${key}: given up after ${MAX_REPAIRS} attempts; initiators are told to come again`,

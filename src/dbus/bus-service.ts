@@ -337,6 +337,11 @@ export class BusError extends Error {
   }
 }
 
+/** A value that says of which type it is, for `v`. 64-bit integers are bigint there. */
+export function variant(signature: string, value: unknown): dbus.Variant {
+  return new dbus.Variant(signature, signature === 't' ? BigInt(value as number) : value);
+}
+
 /** The values of an interface's properties, as `a{sv}`. */
 export function propertiesOf(face: BusInterface): Record<string, dbus.Variant> {
   return Object.fromEntries(

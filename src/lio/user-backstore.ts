@@ -30,10 +30,14 @@ export function parseBackstoreName(text: string): BackstoreName | undefined {
  */
 export class UserBackstore {
   readonly path: string;
+  readonly hba: number;
+  readonly name: string;
   /** `HBA/NAME`. */
   readonly key: string;
 
   constructor(name: Pick<BackstoreName, 'hba' | 'name'>, root = TARGET_ROOT) {
+    this.hba = name.hba;
+    this.name = name.name;
     this.key = `${name.hba}/${name.name}`;
     this.path = join(root, 'core', `user_${name.hba}`, name.name);
   }

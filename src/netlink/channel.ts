@@ -22,6 +22,8 @@ export interface ChannelListener {
   expired(deviceId: number): void;
   /** Something is wrong, for the log. @param errno negative */
   trouble(what: string, errno: number): void;
+  /** The socket is of no use any more. @param errno negative */
+  failed(errno: number): void;
 }
 
 /** The kernel's events about TCMU devices, and the answers to them. */
@@ -40,8 +42,7 @@ export class TcmuChannel {
       overflow: () => listener.overflow(),
       expired: (deviceId) => listener.expired(deviceId),
       refused: (errno) => listener.trouble('the kernel did not take an answer', errno),
-      failed: (errno) =>
-        listener.trouble('the netlink socket failed: devices can no longer be added or removed', errno),
+      failed: (errno) => listener.failed(errno),
     });
   }
 
