@@ -1,5 +1,5 @@
 import { ImageError, StorageError } from '../core/errors.ts';
-import { alignUp } from '../core/units.ts';
+import { alignUp, divideUp } from '../core/units.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { Geometry } from './geometry.ts';
 import type { MetadataMap } from './metadata-map.ts';
@@ -58,11 +58,17 @@ export class Allocator {
    * @throws {StorageError} NO_SPACE; {ImageError} CORRUPT when a free cluster holds metadata
    */
   async allocate(most: number): Promise<ClusterRun> {
+    return (await this.#allocate(most, false)) as ClusterRun;
+  }
+
+  /** @param counted only of clusters that have a place for their refcount: undefined when none of them is free */
+  async #allocate(most: number, counted: boolean): Promise<ClusterRun | undefined> {
     const { refcountsPerSlice, refcountOrder, clusterSize } = this.#geometry;
     for (let cluster = this.#hint; ; ) {
       if ((cluster + 1) * clusterSize > MAX_HOST_OFFSET) throw this.#full('the image is as large as the format allows');
       const slice = this.#refcounts.sliceOf(cluster);
       if (slice < 0) {
+        if (counted) return undefined;
         this.#refuseOutside(cluster);
         await this.#refcounts.addBlock(cluster);
         continue;
@@ -96,9 +102,16 @@ export class Allocator {
   async allocateTogether(count: number): Promise<number> {
     const small: { first: number; count: number }[] = [];
     let piece: { first: number; count: number } | undefined;
+    // A new refcount block lies in the first cluster that it counts: between two of them there is no room for so many.
+    const long = count >= this.#geometry.refcountsPerBlock;
     try {
       for (;;) {
-        const run = await this.allocate(count - (piece?.count ?? 0));
+        const run = await this.#allocate(count - (piece?.count ?? 0), long);
+        if (run === undefined) {
+          if (piece !== undefined) small.push(piece);
+          piece = undefined;
+          return await this.#extend(count);
+        }
         if (piece !== undefined && piece.first + piece.count === run.first) piece.count += run.count;
         else {
           if (piece !== undefined) small.push(piece);
@@ -113,6 +126,15 @@ export class Allocator {
     } finally {
       for (const { first, count } of small) await this.free(first, count);
     }
+  }
+
+  /** Takes clusters behind all that have a place for their refcount; those places come behind them. @returns the first */
+  async #extend(count: number): Promise<number> {
+    const { clusterSize, refcountsPerBlock } = this.#geometry;
+    const end = this.#refcounts.blocksEnd * refcountsPerBlock + count + divideUp(count, refcountsPerBlock - 1);
+    if (end * clusterSize > MAX_HOST_OFFSET) throw this.#full('the image is as large as the format allows');
+    this.#refuseOutside(end - 1);
+    return this.#refcounts.addCounted(count);
   }
 
   /** Where a run that starts at a cluster must end so that it is fresh as a whole or not at all. */

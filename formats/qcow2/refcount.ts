@@ -188,6 +188,31 @@ export class Refcounts {
     this.onAllocated(own, 1);
   }
 
+  /** Index of the first block behind the last that there is. */
+  get blocksEnd(): number {
+    let end = this.table.entries;
+    while (end > 0 && this.table.target(end - 1) === 0) end--;
+    return end;
+  }
+
+  /** Takes clusters behind all that have a block, with new blocks for them, which follow. @returns the first */
+  async addCounted(count: number): Promise<number> {
+    const { refcountsPerBlock, clusterSize } = this.#geometry;
+    const blocks = divideUp(count, refcountsPerBlock - 1);
+    if (this.blocksEnd + blocks > this.table.entries) await this.#grow(this.blocksEnd, blocks);
+    const index = this.blocksEnd;
+    const first = index * refcountsPerBlock;
+    const total = count + blocks;
+    this.#refuseMetadata(first, total);
+    await zeroFill(this.#storage, (first + count) * clusterSize, blocks * clusterSize);
+    for (let i = 0; i < blocks; i++) {
+      const used = Math.max(0, Math.min(refcountsPerBlock, total - i * refcountsPerBlock));
+      this.#placeBlock(index + i, first + count + i, used);
+    }
+    this.onAllocated(first, total);
+    return first;
+  }
+
   /** Enters a block into the table whose first `used` clusters are in use. */
   #placeBlock(index: number, cluster: number, used: number): void {
     const { clusterSize, sliceSize, slicesPerCluster, refcountsPerSlice, refcountOrder } = this.#geometry;
@@ -203,22 +228,28 @@ export class Refcounts {
     this.table.set(index, cluster * clusterSize, false);
   }
 
-  /** Moves the table to where it has room for more blocks: behind everything, with the blocks that count its new place. */
-  async #grow(index: number): Promise<void> {
+  /** Moves the table to where it has room for `further` blocks more: behind everything, with the blocks that count its new place. */
+  async #grow(index: number, further = 0): Promise<void> {
     const { refcountsPerBlock, clusterSize } = this.#geometry;
     const base = index * refcountsPerBlock;
-    let tableClusters = divideUp(Math.max(index + 1, Math.ceil(this.table.entries * 1.5)) * ENTRY, clusterSize);
+    let tableClusters = divideUp(
+      Math.max(index + 1 + further, Math.ceil(this.table.entries * 1.5)) * ENTRY,
+      clusterSize,
+    );
     let blocks = 1;
     for (;;) {
       const neededBlocks = divideUp(tableClusters + blocks, refcountsPerBlock);
-      const neededTable = divideUp((index + neededBlocks) * ENTRY, clusterSize);
+      const neededTable = divideUp((index + neededBlocks + further) * ENTRY, clusterSize);
       if (neededBlocks <= blocks && neededTable <= tableClusters) break;
       blocks = Math.max(blocks, neededBlocks);
       tableClusters = Math.max(tableClusters, neededTable);
     }
     if (tableClusters * clusterSize > MAX_REFCOUNT_TABLE_BYTES) {
       tableClusters = MAX_REFCOUNT_TABLE_BYTES / clusterSize;
-      if (index + blocks > MAX_REFCOUNT_TABLE_BYTES / ENTRY || tableClusters * clusterSize <= this.table.byteLength) {
+      if (
+        index + blocks + further > MAX_REFCOUNT_TABLE_BYTES / ENTRY ||
+        tableClusters * clusterSize <= this.table.byteLength
+      ) {
         throw new StorageError('NO_SPACE', 'the image is as large as its refcount table can describe', {
           path: this.#storage.path,
         });
