@@ -261,10 +261,7 @@ export class BitmapEditor implements BitmapStore, ChangeRecorder {
         at += runs[i] as number;
       }
     }
-    await this.#mutex.run(async () => {
-      found.bits.add(bits);
-      await this.#store([found], (flags) => flags);
-    });
+    await this.#mutex.run(() => this.#store([found], (flags) => flags, bits));
   }
 
   /** Notes that the whole disk changes. */
@@ -379,9 +376,14 @@ export class BitmapEditor implements BitmapStore, ChangeRecorder {
     });
   }
 
-  /** Stores bits that were noted, with other flags. */
-  async #store(lives: readonly Live[], flags: (flags: number) => number): Promise<void> {
-    const storing = lives.map(({ bits }) => bits);
+  /**
+   * Stores bits that were noted, with other flags.
+   *
+   * @param more bits to store with them, of one bitmap: forgotten when that fails, as what was noted is not
+   */
+  async #store(lives: readonly Live[], flags: (flags: number) => number, more?: DirtyBits): Promise<void> {
+    const noted = lives.map(({ bits }) => bits);
+    const storing = more === undefined ? noted : noted.map((bits) => unionOf(bits, more));
     for (const each of lives) each.bits = new DirtyBits(each.bitmap.granularity);
     try {
       await this.#commit(
@@ -393,7 +395,7 @@ export class BitmapEditor implements BitmapStore, ChangeRecorder {
       );
     } catch (error) {
       lives.forEach((each, i) => {
-        each.bits.add(storing[i] as DirtyBits);
+        each.bits.add(noted[i] as DirtyBits);
       });
       throw error;
     }
@@ -468,6 +470,13 @@ export class BitmapEditor implements BitmapStore, ChangeRecorder {
       at += bitmap.entry.length;
     }
   }
+}
+
+function unionOf(a: DirtyBits, b: DirtyBits): DirtyBits {
+  const result = new DirtyBits(a.granularity);
+  result.add(a);
+  result.add(b);
+  return result;
 }
 
 function live(bitmap: Qcow2Bitmap, usable: boolean): Live {
