@@ -44,7 +44,7 @@ export type {
   SnapshotInfo,
   SnapshotReference,
 } from './image/layer.ts';
-export { applySnapshot, createSnapshot, deleteSnapshot } from './image/snapshots.ts';
+export { applySnapshot, createSnapshot, deleteSnapshot, openVmState, VmState } from './image/snapshots.ts';
 export type { KeySlotChange } from './luks/amend.ts';
 export type { LuksOptions } from './luks/create.ts';
 export { ImageHost, type ImageHostOptions, type OpenImageOptions } from './open.ts';

@@ -117,6 +117,10 @@ export interface Layer {
    */
   openSnapshot?(reference: SnapshotReference): Promise<Layer>;
   /**
+   * What a snapshot keeps of the machine's memory and devices: a layer as openSnapshot() gives it, in which that is `size` bytes from `offset` on.
+   */
+  openVmState?(reference: SnapshotReference): Promise<{ layer: Layer; offset: number; size: number }>;
+  /**
    * Makes all completed writes and committed reservations durable: data, then metadata in the format's order. Calls never overlap.
    */
   flush(): Promise<void>;

@@ -267,17 +267,44 @@ export class Qcow2Layer implements Layer {
   }
 
   async openSnapshot(reference: SnapshotReference): Promise<Qcow2Layer> {
+    const snapshot = selectSnapshot(this.snapshots, reference);
+    const size = this.#diskSizeOf(snapshot);
+    return this.#view(snapshot, size - (size % 512));
+  }
+
+  async openVmState(reference: SnapshotReference): Promise<{ layer: Qcow2Layer; offset: number; size: number }> {
+    const snapshot = selectSnapshot(this.snapshots, reference);
+    const { id, vmStateSize: size, l1Size, at } = snapshot;
+    const { l2Coverage } = this.header.geometry;
+    // Behind the disk, from the first L1 entry on that maps nothing of it.
+    const offset = alignUp(this.#diskSizeOf(snapshot), l2Coverage);
+    if (offset + size > l1Size * l2Coverage && size > 0) {
+      throw new ImageError('CORRUPT', `the L1 table of snapshot ${id} ends before its VM state`, {
+        path: this.storage.path,
+        field: 'l1Size',
+        offset: at + 8,
+      });
+    }
+    return { layer: await this.#view(snapshot, offset + size), offset, size };
+  }
+
+  /** Bytes of the disk of a snapshot; those that do not say have the live disk's. */
+  #diskSizeOf(snapshot: Qcow2Snapshot): number {
+    const size = snapshot.diskSize ?? this.#size;
+    if (Number.isSafeInteger(size)) return size;
+    throw new ImageError('TOO_LARGE', 'the disk of the snapshot is larger than 8 PiB', { path: this.storage.path });
+  }
+
+  /** What a snapshot's L1 table maps, `size` bytes of it. */
+  async #view(snapshot: Qcow2Snapshot, size: number): Promise<Qcow2Layer> {
     const { storage, header } = this;
     const slices = this.#slices;
-    const snapshot = selectSnapshot(this.snapshots, reference);
     const { l1TableOffset, l1Size, id } = snapshot;
     checkSnapshotL1(snapshot, header.geometry.clusterSize);
-    const size = snapshot.diskSize ?? this.#size;
     if (slices === undefined || this.#users === 0) throw new LunetteError('CLOSED', 'the image is closed');
     if (this.#deleting === l1TableOffset) {
       throw new ImageError('LOCKED', `snapshot ${id} is being deleted`, { path: storage.path });
     }
-    if (!Number.isSafeInteger(size)) throw new ImageError('TOO_LARGE', 'the disk of the snapshot is larger than 8 PiB');
     this.#users++;
     this.#views.set(l1TableOffset, (this.#views.get(l1TableOffset) ?? 0) + 1);
     const giveBack = async () => {
@@ -295,7 +322,7 @@ export class Qcow2Layer implements Layer {
         payload: this.#payload,
         header,
         snapshots: this.snapshots,
-        size: size - (size % 512),
+        size,
         cache: this.#cache,
         tables: { l1: await PointerTable.load(storage, options), slices },
         writer: undefined,
