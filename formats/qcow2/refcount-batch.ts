@@ -96,12 +96,14 @@ export class RefcountBatch {
     const { refcountOrder } = this.#state.parts.geometry;
     await this.#withSlice(first, (held, slice) => {
       if (held === undefined) throw this.#wrong(first);
+      // Looked at whole before any is changed: what does not fit leaves the slice as it was.
+      for (const span of this.#spans(first)) {
+        const below = sign < 0 ? misfit(held, refcountOrder, span, first, Number.POSITIVE_INFINITY) : 0;
+        if (below < 0) throw this.#wrong(first - below - 1);
+      }
       const bytes = this.#state.parts.slices.modify(slice);
       const freed: number[] = [];
-      for (const span of this.#spans(first)) {
-        const below = addTo(bytes, refcountOrder, span, first, sign, freed);
-        if (below >= 0) throw this.#wrong(first + below);
-      }
+      for (const span of this.#spans(first)) addTo(bytes, refcountOrder, span, first, sign, freed);
       for (const cluster of freed) this.#freed(first + cluster);
     });
   }
@@ -172,15 +174,8 @@ function misfit(bytes: Uint8Array | undefined, order: number, span: CountSpan, f
   return 0;
 }
 
-/** Adds references to refcounts, or takes them off. @param freed gets the indexes of those that are 0 then @returns the index of one too low, else -1 */
-function addTo(
-  bytes: Uint8Array,
-  order: number,
-  span: CountSpan,
-  first: number,
-  sign: 1 | -1,
-  freed: number[],
-): number {
+/** Adds references to refcounts, or takes them off. @param freed gets the indexes of those that are 0 then */
+function addTo(bytes: Uint8Array, order: number, span: CountSpan, first: number, sign: 1 | -1, freed: number[]): void {
   const { cluster, counts, from, to } = span;
   const base = cluster - first - from;
   for (let i = from; i < to; i++) {
@@ -189,11 +184,9 @@ function addTo(
     const value = getRefcount(bytes, order, base + i);
     if (value === Number.POSITIVE_INFINITY) continue;
     const changed = value + sign * references;
-    if (changed < 0) return base + i;
     setRefcount(bytes, order, base + i, changed);
     if (changed === 0) freed.push(base + i);
   }
-  return -1;
 }
 
 /** Collects runs of clusters that have no other references than these. */

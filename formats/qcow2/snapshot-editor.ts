@@ -17,7 +17,14 @@ import {
   readSnapshotTable,
   type SnapshotTable,
 } from './snapshot.ts';
-import { completeSnapshot, encodeSnapshot, joinTable, nextSnapshotId, splitTable } from './snapshot-write.ts';
+import {
+  admitEntry,
+  completeSnapshot,
+  encodeSnapshot,
+  joinTable,
+  nextSnapshotId,
+  splitTable,
+} from './snapshot-write.ts';
 import type { WriteState } from './write-state.ts';
 
 /** What the editor asks of the writer and of the layer. */
@@ -31,6 +38,8 @@ export interface SnapshotEditorHost {
   switchHeader(change: (view: DataView) => void): Promise<void>;
   /** Sets or clears the dirty bit, durably, where the version has one: refcounts and COPIED flags may be wrong. */
   markDirty(dirty: boolean): Promise<void>;
+  /** From now on the dirty bit stays, whatever succeeds later: only counting all references puts right what is wrong. */
+  keepDirty(): void;
   /** As switchHeader, when the disk has another size then: whatever else depends on that changes at the same time. */
   switchSize(size: number, change: (view: DataView) => void): Promise<void>;
 }
@@ -62,7 +71,19 @@ export class SnapshotEditor {
   /** @param diskSize bytes, as of now. @throws {ImageError} TOO_LARGE when refcounts, table or name do not fit */
   async create(name: string, diskSize: number, options: NewSnapshotOptions): Promise<Qcow2Snapshot> {
     const { state } = this.#host;
-    const { l1, geometry } = state.parts;
+    const { l1, geometry, storage } = state.parts;
+    const now = options.dateMs ?? Date.now();
+    const entryFor = (l1TableOffset: number): Uint8Array =>
+      encodeSnapshot({
+        id: nextSnapshotId(this.#table.snapshots),
+        name,
+        dateSeconds: Math.floor(now / 1000),
+        dateNanoseconds: (now % 1000) * 1_000_000,
+        l1TableOffset,
+        l1Size: l1.entries,
+        diskSize,
+      });
+    admitEntry(this.#table, entryFor(0).length, storage.path);
     await this.#marked(async (undo) => {
       const batch = this.#batch(await countThroughL1(this.#counted, l1));
       await batch.check(true);
@@ -70,17 +91,7 @@ export class SnapshotEditor {
       bytes.set(l1.copy());
       clearHighBits(bytes);
       const at = await this.#take(undo, bytes);
-      const now = options.dateMs ?? Date.now();
-      const entry = encodeSnapshot({
-        id: nextSnapshotId(this.#table.snapshots),
-        name,
-        dateSeconds: Math.floor(now / 1000),
-        dateNanoseconds: (now % 1000) * 1_000_000,
-        l1TableOffset: at,
-        l1Size: l1.entries,
-        diskSize,
-      });
-      const table = joinTable([...(await this.#entries()), entry], geometry.clusterSize);
+      const table = joinTable([...(await this.#entries()), entryFor(at)], geometry.clusterSize);
       const tableAt = await this.#take(undo, table);
       undo.push(() => batch.undo());
       await state.change(() => clearCopied(state, tablesOf(l1)));
@@ -296,7 +307,7 @@ export class SnapshotEditor {
     await this.#settled(release);
   }
 
-  /** Lets go of what is not needed and takes the mark away: as far as it goes. */
+  /** Lets go of what is not needed and takes the mark away. What cannot be done now is left to the next open for writing, and the mark with it. */
   async #settled(release: (() => Promise<void>) | undefined): Promise<void> {
     try {
       if (release !== undefined) {
@@ -305,6 +316,7 @@ export class SnapshotEditor {
       await this.#host.quiet();
       await this.#host.markDirty(false);
     } catch (error) {
+      this.#host.keepDirty();
       if (error instanceof LunetteError) return;
       throw error;
     }

@@ -1,7 +1,7 @@
 import { ImageError } from '../core/errors.ts';
-import { alignUp, divideUp } from '../core/units.ts';
+import { alignUp, divideUp, formatSize } from '../core/units.ts';
 import { MAX_SNAPSHOTS } from './header.ts';
-import { MAX_TABLE_BYTES, type Qcow2Snapshot, SNAPSHOT_ENTRY } from './snapshot.ts';
+import { MAX_TABLE_BYTES, type Qcow2Snapshot, SNAPSHOT_ENTRY, type SnapshotTable } from './snapshot.ts';
 
 /** Extra data that we write: VM state size, disk size, instruction count. */
 const EXTRA_SIZE = 24;
@@ -81,12 +81,23 @@ export function splitTable(bytes: Uint8Array, tableOffset: number, snapshots: re
   );
 }
 
-/** Joins entries into a table that fills whole clusters. @throws {ImageError} TOO_LARGE */
+/** Refuses one entry more, of `length` bytes, where the table cannot take it. @throws {ImageError} TOO_LARGE */
+export function admitEntry(table: SnapshotTable, length: number, path: string): void {
+  const { snapshots, byteLength } = table;
+  const full = snapshots.length >= MAX_SNAPSHOTS;
+  if (!full && byteLength + length <= MAX_TABLE_BYTES) return;
+  const why = full
+    ? `the image has ${snapshots.length} snapshots, and there can be no more`
+    : `the snapshot table would be larger than ${formatSize(MAX_TABLE_BYTES)}`;
+  throw new ImageError('TOO_LARGE', why, {
+    path,
+    help: 'Delete one first. lunette snapshot export keeps it as an image of its own.',
+  });
+}
+
+/** Joins entries into a table that fills whole clusters. */
 export function joinTable(entries: readonly Uint8Array[], clusterSize: number): Uint8Array {
   const length = entries.reduce((sum, entry) => sum + entry.length, 0);
-  if (entries.length > MAX_SNAPSHOTS || length > MAX_TABLE_BYTES) {
-    throw new ImageError('TOO_LARGE', 'the image has as many snapshots as its table can hold');
-  }
   const bytes = new Uint8Array(divideUp(length, clusterSize) * clusterSize);
   let at = 0;
   for (const entry of entries) {

@@ -72,6 +72,8 @@ export class Qcow2Writer {
   /** The dirty bit is set, so that they may. */
   #marked = false;
   #marking: Promise<void> | undefined;
+  /** A change failed and could not be taken back whole: the dirty bit stays for who opens the image next. */
+  #unmended = false;
   /** Everything is written, and somebody else has changed the file since. */
   #retired = false;
 
@@ -206,6 +208,12 @@ export class Qcow2Writer {
   async amend(version: 2 | 3, diskSize: number, change: () => Promise<void>): Promise<void> {
     const { geometry } = this.#header;
     const { snapshots } = this.snapshots.table;
+    if (this.#unmended) {
+      throw new ImageError('CORRUPT', 'a change of its snapshots failed half way', {
+        path: this.#state.parts.storage.path,
+        help: 'Open the image again, which puts that right.',
+      });
+    }
     if (version === 3 && geometry.version === 2) await this.snapshots.complete(diskSize);
     if (version === 2 && geometry.version > 2) {
       await refuseZerosInSnapshots(this.#state, snapshots);
@@ -292,6 +300,9 @@ export class Qcow2Writer {
       switchSector: (offset: number, bytes: Uint8Array) =>
         this.#switch(() => this.#state.parts.storage.writev(offset, IoVec.of(bytes))),
       markDirty: (dirty: boolean) => this.#markDirty(dirty),
+      keepDirty: () => {
+        this.#unmended = true;
+      },
       switchSize: (size: number, change: (view: DataView) => void) => this.bitmaps.resize(size, change),
       preallocate: (from: number, to: number, mode: Preallocation) => this.preallocate(from, to, mode),
       zeroRange: async (offset: number, length: number, mode: ZeroMode) => {
@@ -326,7 +337,7 @@ export class Qcow2Writer {
   }
 
   async #markDirty(dirty: boolean): Promise<void> {
-    if (this.#header.geometry.version < 3) return;
+    if (this.#header.geometry.version < 3 || (this.#unmended && !dirty)) return;
     this.#marked = false;
     await this.#switch(() =>
       this.#state.parts.header.update((view) => {

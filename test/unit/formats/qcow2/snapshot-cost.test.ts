@@ -3,35 +3,11 @@ import { test } from 'node:test';
 import { IoVec } from '../../../../formats/core/iov.ts';
 import { GiB, KiB, TiB } from '../../../../formats/core/units.ts';
 import { applySnapshot, createSnapshot, deleteSnapshot } from '../../../../formats/image/snapshots.ts';
-import type { MemoryStorage } from '../../../../formats/storage/memory.ts';
+import { countBytes } from '../../../support/counted-storage.ts';
 import { createImage, openImage } from '../../../support/qcow2-images.ts';
 
 const CLUSTER = 64 * KiB;
 const TABLES = 12;
-
-/** Counts the bytes that go in and out of a storage. */
-function counted(storage: MemoryStorage): { read: number; written: number } {
-  const bytes = { read: 0, written: 0 };
-  const { tryReadv, readv, tryWritev, writev } = storage;
-  storage.tryReadv = (offset, iov) => {
-    bytes.read += iov.byteLength;
-    return tryReadv.call(storage, offset, iov);
-  };
-  storage.readv = (offset, iov) => {
-    bytes.read += iov.byteLength;
-    return readv.call(storage, offset, iov);
-  };
-  storage.tryWritev = (offset, iov) => {
-    const done = tryWritev.call(storage, offset, iov);
-    if (done) bytes.written += iov.byteLength;
-    return done;
-  };
-  storage.writev = (offset, iov) => {
-    bytes.written += iov.byteLength;
-    return writev.call(storage, offset, iov);
-  };
-  return bytes;
-}
 
 test('snapshots of a disk of 1 TiB cost what its L1 table and those L2 tables take that it has', async () => {
   const storage = await createImage({ size: TiB, clusterSize: CLUSTER });
@@ -39,7 +15,7 @@ test('snapshots of a disk of 1 TiB cost what its L1 table and those L2 tables ta
   const piece = new Uint8Array(4 * KiB).fill(1);
   for (let i = 0; i < TABLES; i++) await image.writev(i * 80 * GiB, IoVec.of(piece));
   await image.flush();
-  const bytes = counted(storage);
+  const bytes = countBytes(storage);
   // The L1 table has 16 KiB, tables 64 KiB each, with a data cluster between them that is read along; refcounts and the table of snapshots have few clusters.
   const tables = TABLES * CLUSTER;
   const rest = 8 * CLUSTER;
