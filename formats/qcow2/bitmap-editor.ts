@@ -3,6 +3,7 @@ import { IoVec } from '../core/iov.ts';
 import { alignDown, alignUp, GiB, KiB, MiB } from '../core/units.ts';
 import type { BitmapInfo, BitmapReader, BitmapStore, ChangeRecorder, NewBitmapOptions } from '../image/bitmaps.ts';
 import { BitmapTable, dirtyRuns } from './bitmap-content.ts';
+import type { OwnersHost } from './bitmap-owners.ts';
 import { describe, findBitmap, isUsable, refuseUnusable } from './bitmap-reader.ts';
 import { type BitmapDraft, BitmapWriter, directoryExtension, type NewDirectory } from './bitmap-write.ts';
 import {
@@ -35,7 +36,7 @@ const MAX_RECORDING_BYTES = 4 * GiB;
 const MERGE_RUNS = 4096;
 const SECTOR = 512;
 
-export interface BitmapEditorHost extends SnapshotEditorHost, HeaderHost {
+export interface BitmapEditorHost extends SnapshotEditorHost, HeaderHost, OwnersHost {
   warn(message: string): void;
 }
 
@@ -405,7 +406,7 @@ export class BitmapEditor implements BitmapStore, ChangeRecorder {
   async #commit(drafts: readonly BitmapDraft[], fields?: (view: DataView) => void): Promise<void> {
     this.#host.state.check();
     const dropped = this.#lives.map(({ bitmap }) => bitmap).filter((bitmap) => !drafts.some(({ of }) => of === bitmap));
-    const next = await this.#writer.write(drafts, dropped);
+    const next = await this.#writer.write(drafts, dropped, this.#directory);
     try {
       await this.#host.flush();
       await this.#switch(next, fields);
@@ -413,8 +414,6 @@ export class BitmapEditor implements BitmapStore, ChangeRecorder {
       await this.#writer.undo(next);
       throw error;
     }
-    const old = this.#directory;
-    if (old !== undefined) this.#writer.letGo(old.offset, old.length);
     for (const { offset, length } of next.dropped) this.#writer.letGo(offset, length);
     this.#directory = next.bytes.length === 0 ? undefined : { offset: next.offset, length: next.bytes.length };
     const place = { directoryOffset: next.offset, count: drafts.length, clusterSize: this.#host.clusterSize };

@@ -2,6 +2,7 @@ import { codeOf, LunetteError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
 import { divideUp } from '../core/units.ts';
 import { ALL_DIRTY, BitmapTable } from './bitmap-content.ts';
+import { type OwnersHost, refuseOthersClusters } from './bitmap-owners.ts';
 import { changeBitmapEntry, type Qcow2Bitmap } from './bitmaps.ts';
 import { allBytesAre, clearedFrom, type DirtyBits } from './dirty-bits.ts';
 import type { HeaderHost } from './header-rewrite.ts';
@@ -24,7 +25,7 @@ export interface BitmapDraft {
   readonly keep?: number | undefined;
 }
 
-interface Place {
+export interface Place {
   readonly offset: number;
   readonly length: number;
 }
@@ -42,11 +43,15 @@ export interface NewDirectory {
 
 /** Writes bitmaps into free clusters, beside what is there. */
 export class BitmapWriter {
-  readonly #host: SnapshotEditorHost & HeaderHost;
+  readonly #host: SnapshotEditorHost & HeaderHost & OwnersHost;
   /** Clusters that the directory being written lets go of. */
   readonly #droppedBits = new Set<number>();
+  /** Clusters that it still has. */
+  readonly #keptBits = new Set<number>();
+  /** Clusters that were written here, or are known to be nobody else's. */
+  readonly #own = new Set<number>();
 
-  constructor(host: SnapshotEditorHost & HeaderHost) {
+  constructor(host: SnapshotEditorHost & HeaderHost & OwnersHost) {
     this.#host = host;
   }
 
@@ -54,12 +59,18 @@ export class BitmapWriter {
    * Writes a directory with everything that changes in it. Not synced.
    *
    * @param removed bitmaps that are left out
-   * @throws after giving back what was taken
+   * @param directory the one that it takes the place of
+   * @throws {ImageError} CORRUPT when something would be let go that is not the bitmaps' alone; in any case after giving back what was taken
    */
-  async write(drafts: readonly BitmapDraft[], removed: readonly Qcow2Bitmap[]): Promise<NewDirectory> {
+  async write(
+    drafts: readonly BitmapDraft[],
+    removed: readonly Qcow2Bitmap[],
+    directory: Place | undefined,
+  ): Promise<NewDirectory> {
     const taken: { first: number; count: number }[] = [];
-    const dropped: Place[] = [];
+    const dropped: Place[] = directory === undefined ? [] : [directory];
     this.#droppedBits.clear();
+    this.#keptBits.clear();
     try {
       const entries: Uint8Array[] = [];
       for (const draft of drafts) {
@@ -69,6 +80,7 @@ export class BitmapWriter {
         entries.push(changeBitmapEntry(draft.entry, { tableOffset, tableSize, flags }));
       }
       for (const bitmap of removed) await this.#dropAll(bitmap, dropped);
+      await this.#checkDropped(drafts, dropped);
       const bytes = new Uint8Array(Buffer.concat(entries));
       const offset = bytes.length === 0 ? 0 : await this.#take(bytes, taken);
       return { bytes, offset, count: drafts.length, taken, dropped };
@@ -86,13 +98,34 @@ export class BitmapWriter {
   /** Space that nothing refers to any more: free with the flush after next. */
   letGo(offset: number, length: number): void {
     const { clusterSize, state } = this.#host;
+    for (let at = offset; at < offset + length; at += clusterSize) this.#own.delete(at / clusterSize);
     state.unlinked.add(offset / clusterSize, divideUp(length, clusterSize), true);
+  }
+
+  /** What a damaged table has is not let go: it may be the guest's, or another bitmap's. */
+  async #checkDropped(drafts: readonly BitmapDraft[], dropped: readonly Place[]): Promise<void> {
+    const { clusterSize, storage } = this.#host;
+    const clusters = new Set<number>();
+    for (const { offset, length } of dropped) {
+      for (let at = offset; at < offset + length; at += clusterSize) {
+        if (!this.#own.has(at / clusterSize)) clusters.add(at / clusterSize);
+      }
+    }
+    if (clusters.size === 0) return;
+    for (const { of, content } of drafts) {
+      if (content !== 'same' || of === undefined) continue;
+      const table = await BitmapTable.load(storage, of, clusterSize).catch(() => undefined);
+      for (let i = 0; table !== undefined && i < of.tableSize; i++) this.#keptBits.add(table.target(i));
+    }
+    await refuseOthersClusters(this.#host, clusters, (cluster) => this.#keptBits.has(cluster * clusterSize));
+    for (const cluster of clusters) this.#own.add(cluster);
   }
 
   async #giveBack(taken: readonly { first: number; count: number }[]): Promise<void> {
     const { state, clusterSize } = this.#host;
     if (state.stopped !== undefined) return;
     for (const { first, count } of taken) {
+      for (let i = 0; i < count; i++) this.#own.delete(first + i);
       state.parts.metadata.remove(first * clusterSize, count * clusterSize);
       await state.change(() => state.parts.allocator.free(first, count)).catch(() => undefined);
     }
@@ -110,6 +143,7 @@ export class BitmapWriter {
       for (let i = 0; i < of.tableSize; i++) {
         const target = old.target(i);
         const now = i < draft.tableSize ? await this.#cluster(draft, old, i, end, taken) : 0;
+        if (now === target && target > ALL_DIRTY) this.#keptBits.add(target);
         if (now !== 0) setEntry(table, i * 8, now === ALL_DIRTY ? 0 : now, 0, now === ALL_DIRTY ? ALL_DIRTY : 0);
         if (target > ALL_DIRTY && now !== target) this.#drop(target, dropped);
       }
@@ -150,6 +184,7 @@ export class BitmapWriter {
     const count = divideUp(bytes.length, clusterSize);
     const first = await state.change(() => allocator.allocateTogether(count));
     taken.push({ first, count });
+    for (let i = 0; i < count; i++) this.#own.add(first + i);
     const padded = new Uint8Array(count * clusterSize);
     padded.set(bytes);
     slices.forget(first * geometry.slicesPerCluster, count * geometry.slicesPerCluster);

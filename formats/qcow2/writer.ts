@@ -287,12 +287,16 @@ export class Qcow2Writer {
   }
 
   #host() {
+    const writer = this;
     return {
       state: this.#state,
       header: this.#header,
       storage: this.#state.parts.storage,
       clusterSize: this.#header.geometry.clusterSize,
       warn: this.#warn,
+      get snapshotList() {
+        return writer.snapshots.table.snapshots;
+      },
       flush: () => this.#flusher.flush(),
       sync: () => this.#flusher.sync(),
       quiet: () => this.#quiet(),
