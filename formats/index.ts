@@ -48,10 +48,11 @@ export { applySnapshot, createSnapshot, deleteSnapshot, openVmState, VmState } f
 export type { KeySlotChange } from './luks/amend.ts';
 export type { LuksOptions } from './luks/create.ts';
 export { ImageHost, type ImageHostOptions, type OpenImageOptions } from './open.ts';
-export { type AmendQcow2Options, amendQcow2 } from './qcow2/amend.ts';
+export { type AmendQcow2Options, amendQcow2, type CheckAmendOptions, checkAmendQcow2 } from './qcow2/amend.ts';
 export { type CheckQcow2Options, checkQcow2 } from './qcow2/check.ts';
 export { encodeCluster, loadClusterEncoder } from './qcow2/cluster-codec.ts';
 export { createQcow2 } from './qcow2/create.ts';
+export { encryptionHeaderBytes } from './qcow2/creator.ts';
 export { diffQcow2, type MappingDiff, type MappingDifference, type MappingState } from './qcow2/diff.ts';
 export { amendQcow2KeySlots } from './qcow2/key-slots.ts';
 export { visitOwnClusters } from './qcow2/own-clusters.ts';

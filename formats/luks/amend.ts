@@ -28,6 +28,8 @@ export interface KeySlotChange {
   readonly oldSecret?: Uint8Array | undefined;
   /** Which slot, 0 to 7. Default: a free one; those of oldSecret. */
   readonly keyslot?: number | undefined;
+  /** Erase the last key slot, too: nobody can open the image after that, whatever passphrase they have. Default false. */
+  readonly force?: boolean | undefined;
   /** How long opening with the new passphrase shall take, milliseconds. Default 2000. */
   readonly iterTimeMs?: number | undefined;
 }
@@ -103,9 +105,9 @@ async function erase(place: LuksPlace, header: LuksHeader, change: KeySlotChange
           : `key slot ${keyslot} is not in use`;
     throw new LunetteError(oldSecret === undefined ? 'INVALID' : 'ENCRYPTED', why);
   }
-  if (slots.length === header.slots.filter(({ active }) => active).length) {
+  if (change.force !== true && slots.length === header.slots.filter(({ active }) => active).length) {
     throw new LunetteError('INVALID', 'without these key slots nobody could open the image any more', {
-      help: 'Add another passphrase first.',
+      help: 'Add another passphrase first. To destroy what the image holds: --force.',
     });
   }
   for (const index of slots) {

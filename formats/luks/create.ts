@@ -2,7 +2,7 @@ import { LunetteError } from '../core/errors.ts';
 import { type CipherSpec, keyLength, parseCipher } from './cipher-spec.ts';
 import { checkHash } from './hash.ts';
 import { encodeLuksHeader } from './header.ts';
-import { makeKeySlot, newLuksHeader } from './key-slots.ts';
+import { layoutFor, makeKeySlot, newLuksHeader } from './key-slots.ts';
 
 /** How a new image is encrypted. Names and defaults are those of `qemu-img create -o encrypt.*`. */
 export interface LuksOptions {
@@ -51,6 +51,11 @@ export function checkLuksOptions(options: Omit<LuksOptions, 'secret'>): { cipher
   } catch (error) {
     throw new LunetteError('UNSUPPORTED', `encryption: ${(error as Error).message}`);
   }
+}
+
+/** Bytes in front of the payload of a new volume. @throws {LunetteError} as checkLuksOptions */
+export function luksHeaderBytes(options: Omit<LuksOptions, 'secret'>): number {
+  return layoutFor(keyLength(checkLuksOptions(options).cipher)).payloadOffset;
 }
 
 /** Makes a volume with a new key, which the passphrase opens. Takes `iterTimeMs` and more, off the event loop. */

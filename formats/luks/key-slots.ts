@@ -91,6 +91,13 @@ export function emptyKeySlot(materialOffset: number): KeySlot {
   return { active: false, iterations: 0, salt: new Uint8Array(SALT_BYTES), materialOffset };
 }
 
+/** Where key material and payload of a new volume lie. */
+export function layoutFor(keyBytes: number): { materialOffsets: readonly number[]; payloadOffset: number } {
+  const stride = alignUp(keyMaterialBytes(keyBytes), ALIGNMENT);
+  const materialOffsets = Array.from({ length: KEY_SLOTS }, (_, i) => ALIGNMENT + i * stride);
+  return { materialOffsets, payloadOffset: ALIGNMENT + KEY_SLOTS * stride };
+}
+
 /** A header without slots in use, around a new volume key. */
 export async function newLuksHeader(options: {
   cipher: CipherSpec;
@@ -103,9 +110,8 @@ export async function newLuksHeader(options: {
   const digestSalt = randomBytes(SALT_BYTES);
   const digestIterations = await iterationsFor(hash, DIGEST_BYTES, iterTimeMs / DIGEST_SHARE);
   const digest = await derive(key, digestSalt, digestIterations, DIGEST_BYTES, hash);
-  const stride = alignUp(keyMaterialBytes(keyBytes), ALIGNMENT);
-  const slots = Array.from({ length: KEY_SLOTS }, (_, i) => emptyKeySlot(ALIGNMENT + i * stride));
-  const payloadOffset = ALIGNMENT + KEY_SLOTS * stride;
+  const { materialOffsets, payloadOffset } = layoutFor(keyBytes);
+  const slots = materialOffsets.map(emptyKeySlot);
   const uuid = randomUUID();
   return { header: { cipher, hash, payloadOffset, keyBytes, digest, digestSalt, digestIterations, uuid, slots }, key };
 }

@@ -10,6 +10,7 @@ import { HEADER_V2, HEADER_V3, type Qcow2Header } from './header.ts';
 import { type HeaderHost, rewriteHeader, withExtension } from './header-rewrite.ts';
 import { HeaderSector } from './header-sector.ts';
 import { Qcow2Layer } from './layer.ts';
+import { checkResize } from './resize.ts';
 import type { Qcow2Snapshot } from './snapshot.ts';
 
 /** Length of the fixed fields that version 3 has here. */
@@ -30,6 +31,12 @@ export interface AmendQcow2Options {
   readonly backingFormat?: string | undefined;
 }
 
+/** What an image shall become, with its size: see checkAmendQcow2. */
+export interface CheckAmendOptions extends AmendQcow2Options {
+  /** Guest bytes that it gets with ChainImage.resize before it is amended, or afterwards where it gets version 3. */
+  readonly size?: number | undefined;
+}
+
 /** What an image shall become. */
 interface Plan {
   readonly version: 2 | 3;
@@ -46,14 +53,43 @@ interface Plan {
  * @throws {LunetteError} UNSUPPORTED, INVALID naming what cannot be; TOO_LARGE when refcounts do not fit the new width; CORRUPT
  */
 export async function amendQcow2(image: ChainImage, options: AmendQcow2Options): Promise<void> {
-  const [top] = image.layers;
-  if (!(top instanceof Qcow2Layer)) {
-    throw new ImageError('UNSUPPORTED', `options of ${image.format} images cannot be amended`, { path: image.path });
-  }
+  const top = qcow2LayerOf(image);
   const { storage } = top;
   // Before the image is made ready to be written: what is refused has not touched it.
   const plan = checkPlan(storage, await readHeader(storage), top.snapshots, options);
   await image.restructure(() => top.amend(plan.version, () => amend(storage, plan)));
+}
+
+/**
+ * Refuses what amendQcow2 would refuse, also of an image that is to be resized beside: nothing is touched yet.
+ *
+ * @returns whether the image is to be amended first: only the new version may have the new size
+ * @throws {LunetteError} as amendQcow2 and ChainImage.resize
+ */
+export async function checkAmendQcow2(image: ChainImage, options: CheckAmendOptions): Promise<boolean> {
+  const { storage, snapshots } = qcow2LayerOf(image);
+  const header = await readHeader(storage);
+  const { geometry } = header;
+  const { size = header.size } = options;
+  const plan = checkPlan(storage, { ...header, size }, snapshots, options);
+  const upgrade = plan.version > geometry.version;
+  if (size !== header.size) {
+    checkResize({
+      from: header.size,
+      to: size,
+      hasSnapshots: snapshots.length > 0,
+      geometry: upgrade ? { ...geometry, version: plan.version } : geometry,
+      shrink: false,
+      path: storage.path,
+    });
+  }
+  return upgrade;
+}
+
+function qcow2LayerOf(image: ChainImage): Qcow2Layer {
+  const [top] = image.layers;
+  if (top instanceof Qcow2Layer) return top;
+  throw new ImageError('UNSUPPORTED', `options of ${image.format} images cannot be amended`, { path: image.path });
 }
 
 /** Refuses what cannot be before anything is changed. */

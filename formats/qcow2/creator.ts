@@ -1,7 +1,7 @@
 import { LunetteError } from '../core/errors.ts';
 import { alignUp, KiB } from '../core/units.ts';
 import type { CreateRequest, CreateValues, FormatCreator } from '../driver.ts';
-import type { LuksOptions } from '../luks/create.ts';
+import { type LuksOptions, luksHeaderBytes } from '../luks/create.ts';
 import { type CreateQcow2Options, checkCreateOptions, createQcow2 } from './create.ts';
 import type { Preallocation } from './preallocate.ts';
 
@@ -86,19 +86,31 @@ export const qcow2Creator: FormatCreator = {
   },
 };
 
+/** Bytes of the encryption header that an image with these options gets; none without encryption. */
+export function encryptionHeaderBytes(values: CreateValues): number {
+  const options = cipherOptions(values);
+  return options === undefined ? 0 : luksHeaderBytes(options);
+}
+
 async function encryptionOf(values: CreateValues, secret: CreateRequest['secret']): Promise<LuksOptions | undefined> {
+  const options = cipherOptions(values);
+  if (options === undefined) return undefined;
+  const passphrase = await secret?.();
+  if (passphrase === undefined) {
+    throw new LunetteError('ENCRYPTED', 'an encrypted image needs a passphrase');
+  }
+  return { secret: passphrase, ...options };
+}
+
+/** How the data is encrypted; undefined: it is not. */
+function cipherOptions(values: CreateValues): Omit<LuksOptions, 'secret'> | undefined {
   const text = (name: string): string | undefined => values[`encrypt.${name}`] as string | undefined;
   if (text('format') === undefined) {
     const given = Object.keys(values).find((name) => name.startsWith('encrypt.') && values[name] !== undefined);
     if (given !== undefined) throw new LunetteError('INVALID', `${given} without encrypt.format=luks`);
     return undefined;
   }
-  const passphrase = await secret?.();
-  if (passphrase === undefined) {
-    throw new LunetteError('ENCRYPTED', 'an encrypted image needs a passphrase');
-  }
   return {
-    secret: passphrase,
     cipherAlg: text('cipher-alg'),
     cipherMode: text('cipher-mode'),
     ivgenAlg: text('ivgen-alg'),

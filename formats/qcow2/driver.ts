@@ -49,7 +49,7 @@ async function openLayer(storage: Storage, options: LayerOpenOptions, opened: St
   const describeOnly = options.metadataOnly ?? false;
   const readOnly = options.readOnly || storage.readOnly || options.snapshot !== undefined || describeOnly;
   warnAbout(header, storage, options);
-  if (!readOnly) refuseUnwritable(header);
+  if (!readOnly) refuseUnwritable(header, options);
 
   const snapshotTable = await readSnapshotTable(storage, header);
   const snapshot = options.snapshot === undefined ? undefined : findSnapshot(snapshotTable.snapshots, options.snapshot);
@@ -113,7 +113,7 @@ function warnAbout(header: Qcow2Header, storage: Storage, options: LayerOpenOpti
   }
 }
 
-function refuseUnwritable(header: Qcow2Header): void {
+function refuseUnwritable(header: Qcow2Header, options: LayerOpenOptions): void {
   const refuse = (code: 'CORRUPT' | 'UNSUPPORTED', why: string, help: string): never => {
     throw new ImageError(code, why, { field: 'incompatibleFeatures', offset: 72, help });
   };
@@ -123,6 +123,13 @@ function refuseUnwritable(header: Qcow2Header): void {
       'the image is marked corrupt and cannot be opened for writing',
       'Open it read-only, or repair it.',
     );
+  }
+  if (options.discardNoUnref === true && header.geometry.version === 2) {
+    throw new ImageError('UNSUPPORTED', 'version 2 has no zero clusters: what is discarded cannot keep its place', {
+      field: 'version',
+      offset: 4,
+      help: 'lunette amend -o compat=1.1 makes it version 3; or leave discard-no-unref out.',
+    });
   }
   if (header.cryptMethod === CRYPT_AES) {
     throw new ImageError('UNSUPPORTED', 'images with the old AES encryption cannot be written: it is broken', {

@@ -3,6 +3,7 @@ import { IoVec } from '../core/iov.ts';
 import { alignUp, divideUp } from '../core/units.ts';
 import type { ResizeOptions } from '../image/layer.ts';
 import { EntryView } from './entry.ts';
+import type { Geometry } from './geometry.ts';
 import { HEADER_V2, MAX_L1_BYTES } from './header.ts';
 import type { Preallocation } from './preallocate.ts';
 import type { SnapshotEditorHost } from './snapshot-editor.ts';
@@ -29,25 +30,8 @@ export async function resizeDisk(
 ): Promise<void> {
   const { from, to, options, switched } = change;
   const { geometry, storage, dataStorage, rawData } = host.state.parts;
-  const refuse = (code: 'UNSUPPORTED' | 'TOO_LARGE', why: string): never => {
-    throw new ImageError(code, why, { path: storage.path });
-  };
-  if (to % 512 !== 0) throw new LunetteError('INVALID', `a size of ${to} bytes is no multiple of 512`);
-  if (geometry.version === 2 && change.hasSnapshots) {
-    refuse(
-      'UNSUPPORTED',
-      'an image of version 2 with snapshots cannot be resized: its snapshots do not know their size',
-    );
-  }
-  if (to < from && !options.shrink) {
-    throw new LunetteError('INVALID', 'shrinking an image loses the data behind its new end', {
-      help: 'Say that it may shrink (--shrink).',
-    });
-  }
+  checkResize({ ...change, geometry, shrink: options.shrink, path: storage.path });
   const entries = divideUp(to, geometry.l2Coverage);
-  if (entries * 8 > MAX_L1_BYTES) {
-    refuse('TOO_LARGE', `${to} bytes are too many for clusters of ${geometry.clusterSize} bytes`);
-  }
   await host.quiet();
   const sayNewSize = async () => {
     await host.switchSize(to, (view) => HEADER_V2.write(view, { size: to }));
@@ -73,6 +57,41 @@ export async function resizeDisk(
       // What is behind the end is not seen, and goes when the disk grows again: the disk has its new size.
       if (!(error instanceof LunetteError)) throw error;
     }
+  }
+}
+
+/**
+ * What resizing needs of an image, as far as its header says it.
+ *
+ * @throws {ImageError} TOO_LARGE, UNSUPPORTED; {LunetteError} INVALID
+ */
+export function checkResize(change: {
+  from: number;
+  to: number;
+  hasSnapshots: boolean;
+  geometry: Geometry;
+  shrink: boolean;
+  path: string;
+}): void {
+  const { from, to, geometry, path } = change;
+  if (to % 512 !== 0) throw new LunetteError('INVALID', `a size of ${to} bytes is no multiple of 512`, { path });
+  if (geometry.version === 2 && change.hasSnapshots) {
+    throw new ImageError(
+      'UNSUPPORTED',
+      'an image of version 2 with snapshots cannot be resized: its snapshots do not know their size',
+      { path },
+    );
+  }
+  if (to < from && !change.shrink) {
+    throw new LunetteError('INVALID', `${to} bytes are less than it has: what is behind the new end would be lost`, {
+      path,
+      help: 'lunette resize --shrink makes a disk smaller.',
+    });
+  }
+  if (divideUp(to, geometry.l2Coverage) * 8 > MAX_L1_BYTES) {
+    throw new ImageError('TOO_LARGE', `${to} bytes are too many for clusters of ${geometry.clusterSize} bytes`, {
+      path,
+    });
   }
 }
 

@@ -13,8 +13,6 @@ export interface DescribeOptions extends HostOptions {
   readonly format?: string | undefined;
   readonly forceShare?: boolean | undefined;
   readonly strict?: boolean | undefined;
-  /** File that holds the passphrase of an encrypted image. */
-  readonly secretFile?: string | undefined;
   /** Also the image's backing file, and that one's, in turn. */
   readonly backingChain?: boolean | undefined;
   /** List the files below each image, as QEMU does since 8.0. */

@@ -33,7 +33,6 @@ const OWN_SERVERS_ONLY = {
   parent: '--parent',
   ignoreCid: '--ignore-cid',
   force: '--force',
-  secretFile: '--secret-file',
 } as const;
 
 const LIO_ONLY = { fabric: '--fabric' } as const;

@@ -11,8 +11,20 @@ export function forceShareOption(): Option {
   return new Option('-U, --force-share', 'open without taking locks, also while another program writes');
 }
 
+/** Every command that opens images takes it. */
 export function secretFileOption(): Option {
-  return new Option('--secret-file <file>', 'encrypted images: the file that holds the passphrase, and nothing else');
+  return new Option(
+    '--secret-file <file>',
+    'encrypted images: the file that holds the passphrase, and nothing else (repeatable: each is tried)',
+  ).argParser(collect);
+}
+
+/** For commands that make images of others. */
+export function targetSecretFileOption(): Option {
+  return new Option(
+    '--target-secret-file <file>',
+    'the passphrase of the new image, where it is another than the first --secret-file',
+  );
 }
 
 export function jsonOption(what: string): Option {

@@ -1,10 +1,11 @@
 import { UsageError } from '../../formats/core/errors.ts';
 import { parseSize } from '../../formats/core/units.ts';
-import { type AmendQcow2Options, amendQcow2, CREATORS } from '../../formats/index.ts';
+import { type AmendQcow2Options, amendQcow2, type ChainImage, CREATORS, checkAmendQcow2 } from '../../formats/index.ts';
 import { createHost, explainFormat, type HostOptions } from '../open/host.ts';
 import { parseImageName } from '../open/name.ts';
 import type { CliContext } from './context.ts';
 import { asksForHelp, parseOptionTexts } from './create-options.ts';
+import { asksForKeySlots, runKeySlots } from './run-key-slots.ts';
 
 const HELP = `Amend options for 'qcow2':
   backing_file=<str>       - must be what it is: rebase changes it
@@ -14,32 +15,61 @@ const HELP = `Amend options for 'qcow2':
   data_file_raw=<on|off>   - off: the data file need not stay valid as a raw image
   lazy_refcounts=<on|off>  - postpone refcounts until the image is closed
   refcount_bits=<num>      - width of a refcount
-  size=<size>              - size of the disk
+  size=<size>              - size of the disk, not less than it is
+
+Key slots of an encrypted image, amended by themselves; --secret-file opens it:
+  encrypt.state=<active|inactive>   - add a passphrase, or take one away
+  encrypt.new-secret-file=<file>    - active: the file that holds the new passphrase
+  encrypt.old-secret-file=<file>    - inactive: the file that holds the passphrase to take away
+  encrypt.keyslot=<num>             - which one, 0 to 7; active: a free one if not said
+  encrypt.iter-time=<num>           - active: time that opening shall take, milliseconds: 2000
 `;
 
-/** Changes options of an image. */
+export interface RunAmendOptions extends HostOptions {
+  readonly format?: string | undefined;
+  /** Take away the last passphrase, too. */
+  readonly force?: boolean | undefined;
+  readonly quiet?: boolean | undefined;
+}
+
+/** Changes options of an image. What cannot be is refused before anything is changed. */
 export async function runAmend(
   context: CliContext,
   name: string,
   texts: readonly string[],
-  options: HostOptions & { readonly format?: string | undefined },
+  options: RunAmendOptions,
 ): Promise<void> {
   if (asksForHelp(texts)) {
     context.stdout.write(HELP);
     return;
   }
   const { format } = options;
-  const { size, ...changes } = readAmendOptions(parseOptionTexts(texts));
+  const values = parseOptionTexts(texts);
+  if (asksForKeySlots(values)) return runKeySlots(context, name, values, options);
+  const { size, ...changes } = readAmendOptions(values);
+  const amends = Object.values(changes).some((value) => value !== undefined);
   const host = createHost(options);
-  const image = await host.open(parseImageName(name).path, { format }).catch((error: unknown) => {
-    throw explainFormat(error, format);
-  });
-  try {
+  const opened = async <T>(act: (image: ChainImage) => Promise<T>): Promise<T> => {
+    const image = await host.open(parseImageName(name).path, { format }).catch((error: unknown) => {
+      throw explainFormat(error, format);
+    });
+    try {
+      return await act(image);
+    } finally {
+      await image.close();
+    }
+  };
+  const resize = async (image: ChainImage): Promise<void> => {
     if (size !== undefined && size !== image.size) await image.resize(size);
-    if (Object.values(changes).some((value) => value !== undefined)) await amendQcow2(image, changes);
-  } finally {
-    await image.close();
-  }
+  };
+  const amendedFirst = await opened(async (image) => {
+    const amendFirst = await checkAmendQcow2(image, { ...changes, size });
+    if (!amendFirst) await resize(image);
+    if (amends) await amendQcow2(image, changes);
+    return amendFirst;
+  });
+  // An image that was amended is to be opened again.
+  if (amendedFirst) await opened(resize);
 }
 
 /** @throws {UsageError} for options that there are not, or that only a new image can have */

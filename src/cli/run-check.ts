@@ -1,6 +1,6 @@
-import { checkImage, ImageError, SharedBlockCache } from '../../formats/index.ts';
+import { checkImage, codeOf, ImageError, SharedBlockCache } from '../../formats/index.ts';
 import { openStorage } from '../io/open-storage.ts';
-import { createGate, DEFAULT_CACHE_BYTES, explainFormat, type HostOptions } from '../open/host.ts';
+import { createGate, createHost, DEFAULT_CACHE_BYTES, explainFormat, type HostOptions } from '../open/host.ts';
 import { parseImageName } from '../open/name.ts';
 import { checkMembers, renderCheck } from './check-text.ts';
 import type { CliContext } from './context.ts';
@@ -24,6 +24,7 @@ export async function runCheck(context: CliContext, image: string, options: RunC
   const { repair, deep, format, warn } = options;
   const name = parseImageName(image);
   if (!('path' in name)) throw new ImageError('UNSUPPORTED', 'only a file can be checked', { path: image });
+  if (options.secretFile !== undefined) await tryPassphrase(name.path, options);
   const check = await checkImage(name.path, {
     repair,
     deep,
@@ -46,4 +47,15 @@ export async function runCheck(context: CliContext, image: string, options: RunC
   if (check.checkErrors > 0) throw new CommandStatus(CHECK_STATUS.FAILED);
   if (check.corruptions > 0) throw new CommandStatus(CHECK_STATUS.CORRUPTIONS);
   if (check.leaks > 0) throw new CommandStatus(CHECK_STATUS.LEAKS);
+}
+
+/** Whether a passphrase opens the image. What else may be wrong with it is for the check to say. */
+async function tryPassphrase(path: string, options: RunCheckOptions): Promise<void> {
+  const { format, forceShare } = options;
+  const lock = forceShare === true ? 'shared' : 'default';
+  try {
+    await (await createHost(options).open(path, { format, readOnly: true, alone: true, lock })).close();
+  } catch (error) {
+    if (['ENCRYPTED', 'NOT_FOUND', 'ACCESS', 'INVALID', 'LOCKED'].includes(codeOf(error))) throw error;
+  }
 }

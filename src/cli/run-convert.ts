@@ -8,7 +8,7 @@ import { convertToStream } from '../convert/to-stream.ts';
 import { createGate, createHost } from '../open/host.ts';
 import { parseImageName, parseImageSource } from '../open/name.ts';
 import { openDisk } from '../open/open-disk.ts';
-import { secretsOf } from '../open/secrets.ts';
+import { secretsOf, targetSecretFiles } from '../open/secrets.ts';
 import type { ConvertCommandOptions } from './commands/convert.ts';
 import type { CliContext } from './context.ts';
 import { asksForHelp, parseOptionTexts, renderOptions } from './create-options.ts';
@@ -37,7 +37,12 @@ export async function runConvert(
   const parallel = parallelOf(options);
   const interrupted = new AbortController();
   const stopListening = context.interrupts.once(() => interrupted.abort());
-  const host = createHost({ allow: options.allow, allowAny: options.allowAny, secretFile: options.secretFile, warn });
+  const host = createHost({
+    allow: options.allow,
+    allowAny: options.allowAny,
+    secretFile: allSecretFiles(options),
+    warn,
+  });
   const sources: Image[] = [];
   try {
     for (const name of names) {
@@ -69,7 +74,7 @@ export async function runConvert(
             ...creation(options),
             target: parseImageName(target).path,
             gate: createGate(options),
-            secrets: secretsOf(options.secretFile),
+            secrets: secretsOf(targetSecretFiles(options)),
           }));
       progress.end();
       if (checksum !== undefined) text.write(`${checksum}  ${target}\n`);
@@ -80,6 +85,11 @@ export async function runConvert(
     stopListening();
     for (const source of sources) await source.close().catch(() => undefined);
   }
+}
+
+/** What is tried on files that are opened: a target in place among them. */
+function allSecretFiles({ secretFile, targetSecretFile }: ConvertCommandOptions): readonly string[] | undefined {
+  return targetSecretFile === undefined ? secretFile : [...(secretFile ?? []), targetSecretFile];
 }
 
 function creation(options: ConvertCommandOptions) {
@@ -140,8 +150,11 @@ async function convertInPlace(
   }
   if (options.backing !== undefined)
     throw new UsageError('USAGE', '-B is for new images, and this target is there already');
-  const { secretFile } = options;
-  const image = await openDisk(host, target, { format: outputFormat, readOnly: false, secretFile });
+  const image = await openDisk(host, target, {
+    format: outputFormat,
+    readOnly: false,
+    secretFile: targetSecretFiles(options),
+  });
   let failed = true;
   try {
     const result = await convertOnto(image, { ...common, targetIsZero, compress });

@@ -220,8 +220,8 @@ async function readSettings(
 }
 
 function requests(images: readonly string[], options: ExportOptions): ExportRequest[] {
-  const { format, snapshot, readOnly, ephemeral, overlay, forceShare, strict, parent, ignoreCid, force, secretFile } =
-    options;
+  const { format, snapshot, readOnly, ephemeral, overlay, forceShare, strict, parent, ignoreCid, force } = options;
+  const { secretFile, discardNoUnref } = options;
   const same = {
     format,
     snapshot,
@@ -234,6 +234,7 @@ function requests(images: readonly string[], options: ExportOptions): ExportRequ
     ignoreCid,
     force,
     secretFile,
+    discardNoUnref,
     bitmaps: options.bitmap,
   };
   return images.map((image) => ({ image, ...same }));

@@ -7,7 +7,7 @@ import { createHost } from '../open/host.ts';
 import { openDisk } from '../open/open-disk.ts';
 import type { MeasureCommandOptions } from './commands/measure.ts';
 import type { CliContext } from './context.ts';
-import { parseOptionTexts } from './create-options.ts';
+import { asksForHelp, parseOptionTexts, renderOptions } from './create-options.ts';
 import { formatJson } from './qemu-json.ts';
 
 /** Prints what a conversion would take. */
@@ -19,6 +19,10 @@ export async function runMeasure(
   warn: (message: string, path: string) => void,
 ): Promise<void> {
   const creator = creatorOf(options.outputFormat);
+  if (asksForHelp(options.options)) {
+    context.stdout.write(renderOptions(creator));
+    return;
+  }
   const { backing_file, backing_fmt: _format, size: _size, ...texts } = parseOptionTexts(options.options);
   const values = readCreateValues(creator, texts);
   const target = { format: creator.format, values, backing: backing_file !== undefined };
@@ -29,8 +33,9 @@ export async function runMeasure(
     print(context, json, await measureDisk(creator.sizeOf(options.size ?? 0), target), undefined);
     return;
   }
-  const { format, snapshot, forceShare, strict, allow, allowAny } = options;
-  const image = await openDisk(createHost({ allow, allowAny, warn }), name, { format, snapshot, forceShare, strict });
+  const { format, snapshot, forceShare, strict, allow, allowAny, secretFile } = options;
+  const disk = { format, snapshot, forceShare, strict, secretFile };
+  const image = await openDisk(createHost({ allow, allowAny, secretFile, warn }), name, disk);
   try {
     const measure = await measureDisk(withSize(image, creator.sizeOf(image.size)), target);
     const keepsBitmaps = creator.format === 'qcow2' && values.compat !== '0.10' && values.compat !== 'v2';

@@ -4,7 +4,7 @@ import { convertImage } from '../convert/convert.ts';
 import { inspectFile, OnlyDifferences, requireInternalSnapshots, selectSnapshot } from '../inspect/index.ts';
 import { createGate } from '../open/host.ts';
 import { parseImageName } from '../open/name.ts';
-import { secretsOf } from '../open/secrets.ts';
+import { secretsOf, targetSecretFiles } from '../open/secrets.ts';
 import type { CliContext } from './context.ts';
 import { asksForHelp, parseOptionTexts, renderOptions } from './create-options.ts';
 import { warn } from './output.ts';
@@ -20,6 +20,7 @@ export interface SnapshotExportOptions extends SnapshotOptions {
   readonly compress?: boolean;
   readonly verify?: boolean;
   readonly progress?: boolean;
+  readonly targetSecretFile?: string;
 }
 
 /** `snapshot export`: one snapshot as an image, or what it changes since another as an overlay. */
@@ -70,7 +71,7 @@ export async function runSnapshotExport(
         signal: interrupted.signal,
         progress: (done) => progress.update(done),
         gate: createGate(options),
-        secrets: secretsOf(options.secretFile),
+        secrets: secretsOf(targetSecretFiles(options)),
         settle: stage.forceShare
           ? () => checkStillThere(stage, [snapshot, ...(since === undefined ? [] : [since])])
           : undefined,

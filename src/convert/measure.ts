@@ -1,6 +1,6 @@
 import { LunetteError } from '../../formats/core/errors.ts';
 import { alignUp, divideUp, KiB, MiB } from '../../formats/core/units.ts';
-import type { CreateValues } from '../../formats/index.ts';
+import { type CreateValues, encryptionHeaderBytes } from '../../formats/index.ts';
 import type { DiskSource } from './disk.ts';
 import { dataRuns } from './runs.ts';
 
@@ -57,12 +57,14 @@ async function measureQcow2(
   const l1 = divideUp(divideUp(clusters, perTable) * 8, cluster);
   const refcountBits = values.refcount_bits as number;
   const preallocated = values.preallocation !== undefined && values.preallocation !== 'off';
+  // Behind everything, and not in the refcounts of QEMU's figure.
+  const encryption = alignUp(encryptionHeaderBytes(values), cluster);
   // QEMU's figure counts the tables of the whole disk.
   const all = divideUp(clusters * (extended ? 16 : 8), cluster);
-  const fullyAllocated = withRefcounts(1 + l1 + all + clusters, cluster, refcountBits) * cluster;
+  const fullyAllocated = withRefcounts(1 + l1 + all + clusters, cluster, refcountBits) * cluster + encryption;
   if (backing || preallocated) return { required: fullyAllocated, fullyAllocated };
   const used = source === undefined ? { units: 0, groups: 0 } : await countUnits(source, cluster, perTable);
-  const required = withRefcounts(1 + l1 + used.groups + used.units, cluster, refcountBits) * cluster;
+  const required = withRefcounts(1 + l1 + used.groups + used.units, cluster, refcountBits) * cluster + encryption;
   return { required, fullyAllocated };
 }
 

@@ -82,6 +82,9 @@ const EXPORT = z.strictObject({
   snapshot: text.optional(),
   'read-only': z.boolean().default(false),
   overlay: absolute.optional(),
+  /** The passphrase of an encrypted image. */
+  'secret-file': absolute.optional(),
+  'discard-no-unref': z.boolean().default(false),
   optical: z.boolean().default(false),
   'block-size': z.union([z.literal(512), z.literal(4096)]).default(512),
 });
@@ -156,6 +159,9 @@ function checkTogether(config: DaemonConfig, path: string): void {
     }
     if ((entry['read-only'] || entry.optical) && entry.overlay !== undefined) {
       throw invalid(path, `${key}.overlay`, 'has no use where nothing can be written');
+    }
+    if (entry['discard-no-unref'] && (entry['read-only'] || entry.optical)) {
+      throw invalid(path, `${key}.discard-no-unref`, 'has no use where nothing can be written');
     }
     if (entry.optical && entry.transport === 'nbd') throw invalid(path, `${key}.optical`, 'is not for nbd');
   });

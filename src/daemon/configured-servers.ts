@@ -209,7 +209,10 @@ async function startKernel(
 function requestOf(entry: ConfiguredExport): ExportRequest {
   const { name, image, format, snapshot, overlay, optical } = entry;
   const readOnly = entry['read-only'] ? true : undefined;
-  return { name, image, format, snapshot, readOnly, overlay, optical, blockSize: entry['block-size'] };
+  const secretFile = entry['secret-file'] === undefined ? undefined : [entry['secret-file']];
+  const discardNoUnref = entry['discard-no-unref'] ? true : undefined;
+  const same = { name, image, format, snapshot, readOnly, overlay, optical, secretFile, discardNoUnref };
+  return { ...same, blockSize: entry['block-size'] };
 }
 
 /** Who may log in. */

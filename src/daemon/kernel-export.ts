@@ -152,6 +152,8 @@ export function configStringOf(request: ExportRequest, optical: boolean): string
   if (request.snapshot !== undefined) parts.push(`snapshot=${escapeText(request.snapshot)}`);
   if (request.readOnly === true) parts.push('readonly');
   if (request.overlay !== undefined) parts.push(`overlay=${escapeText(path.resolve(request.overlay))}`);
+  for (const file of request.secretFile ?? []) parts.push(`secret-file=${escapeText(path.resolve(file))}`);
+  if (request.discardNoUnref === true) parts.push('discard-no-unref');
   parts.push(optical ? 'optical' : 'disk');
   return parts.join(';');
 }

@@ -38,10 +38,12 @@ export interface ExportRequest {
   readonly parent?: string | undefined;
   /** A parent that was changed since the image was made is a warning, no error. */
   readonly ignoreCid?: boolean | undefined;
-  /** File that holds the passphrase of an encrypted image, and nothing else. */
-  readonly secretFile?: string | undefined;
+  /** Files that hold a passphrase each, and nothing else: all are tried on encrypted images. */
+  readonly secretFile?: readonly string[] | undefined;
   /** Write to an image although another one stands on it. */
   readonly force?: boolean | undefined;
+  /** qcow2: clusters that are discarded keep their place in the file, so that it is not scattered by use. */
+  readonly discardNoUnref?: boolean | undefined;
 }
 
 export interface OpenedExport {
@@ -63,6 +65,9 @@ export function checkRequest(request: ExportRequest): void {
   }
   if (request.readOnly === true && (request.ephemeral === true || request.overlay !== undefined)) {
     fail('a read-only export has no use for an overlay');
+  }
+  if (request.discardNoUnref === true && request.readOnly === true) {
+    fail('a read-only export discards nothing: discard-no-unref is for what is written to');
   }
   const writes = request.readOnly !== true && request.snapshot === undefined && !isOverlaid(request);
   if (request.forceShare === true && writes) {
@@ -92,9 +97,15 @@ export async function openExport(host: ImageHost, request: ExportRequest, log: S
 
   if (overlaid) {
     const { image, note } =
-      request.overlay === undefined ? await openEphemeral(host, base) : await openOverlay(host, request.overlay, base);
+      request.overlay === undefined
+        ? await openEphemeral(host, base, request)
+        : await openOverlay(host, request.overlay, base, request);
     log.info({ image: request.image }, `${request.image}: ${note}`);
     return { image, format, chain: image };
+  }
+  if (request.discardNoUnref === true && format !== 'qcow2') {
+    await base.close();
+    throw new LunetteError('UNSUPPORTED', `discard-no-unref is for qcow2 images, and this one is ${format}`, { path });
   }
   if (!probedRaw || readOnly) return { image: base, format, chain: base };
   log.warn(
@@ -108,6 +119,9 @@ export async function openExport(host: ImageHost, request: ExportRequest, log: S
 /** What another program opens, served on. */
 async function openRemote(source: RemoteSource, request: ExportRequest, log: ServerLog): Promise<OpenedExport> {
   const { url } = source;
+  if (request.discardNoUnref === true) {
+    throw new LunetteError('UNSUPPORTED', 'discard-no-unref is for qcow2 images that are opened here', { path: url });
+  }
   if (isOverlaid(request)) {
     throw new LunetteError('UNSUPPORTED', 'an overlay on what another program opens cannot be served', { path: url });
   }
@@ -144,6 +158,7 @@ async function openBase(
       parent: request.parent,
       ignoreCid: request.ignoreCid,
       force: request.force,
+      discardNoUnref: readOnly ? undefined : request.discardNoUnref,
       member,
       lock: request.forceShare === true ? 'shared' : 'default',
     });

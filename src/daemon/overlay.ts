@@ -15,6 +15,12 @@ interface Room {
   readonly free: number;
 }
 
+/** How an overlay is opened. */
+interface OverlayOptions {
+  /** As in ExportRequest. */
+  readonly discardNoUnref?: boolean | undefined;
+}
+
 /** An image whose writes go to an overlay. */
 export interface Overlaid {
   readonly image: ChainImage;
@@ -27,13 +33,17 @@ export interface Overlaid {
  *
  * @param base open for reading; belongs to the new image from then on
  */
-export async function openEphemeral(host: ImageHost, base: ChainImage): Promise<Overlaid> {
+export async function openEphemeral(
+  host: ImageHost,
+  base: ChainImage,
+  { discardNoUnref }: OverlayOptions = {},
+): Promise<Overlaid> {
   try {
     const { directory, free } = await roomiest(await placesFor(base.path));
     const file = path.join(directory, `.lunette-${process.pid}-${randomBytes(6).toString('hex')}.qcow2`);
     try {
       await createOverlay(file, base, 0o600);
-      const image = await host.open(file, { format: 'qcow2', base });
+      const image = await host.open(file, { format: 'qcow2', base, discardNoUnref });
       return {
         image,
         note: `writes go to a temporary overlay in ${directory} (${formatSize(free)} free) and are thrown away at the end`,
@@ -53,11 +63,16 @@ export async function openEphemeral(host: ImageHost, base: ChainImage): Promise<
  * @param base open for reading; belongs to the new image from then on
  * @throws {ImageError} PARENT_MISMATCH when the file is an overlay of something else
  */
-export async function openOverlay(host: ImageHost, file: string, base: ChainImage): Promise<Overlaid> {
+export async function openOverlay(
+  host: ImageHost,
+  file: string,
+  base: ChainImage,
+  { discardNoUnref }: OverlayOptions = {},
+): Promise<Overlaid> {
   try {
     const made = await createUnlessThere(file, base);
     if (!made) await checkBacking(host, file, base);
-    const image = await host.open(file, { format: 'qcow2', base });
+    const image = await host.open(file, { format: 'qcow2', base, discardNoUnref });
     return { image, note: `writes go to ${file}${made ? ', made for it' : ''}` };
   } catch (error) {
     await base.close();

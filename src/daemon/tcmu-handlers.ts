@@ -13,7 +13,7 @@ interface Handler {
 }
 
 const OPTIONS =
-  'Options: ;snapshot=NAME ;readonly ;overlay=/FILE.qcow2 ;optical (a DVD drive, as for .iso) ;disk (not). Write %3A for a colon, %2C for a comma, %20 for a blank.';
+  'Options: ;snapshot=NAME ;readonly ;overlay=/FILE.qcow2 ;secret-file=/FILE (a passphrase) ;discard-no-unref ;optical (a DVD drive, as for .iso) ;disk (not). Write %3A for a colon, %2C for a comma, %20 for a blank.';
 
 const HANDLERS: readonly Handler[] = [
   { name: 'qcow2', format: 'qcow2', what: 'a qcow2 image' },
@@ -58,11 +58,20 @@ export function requestOf(configString: string): TcmuRequest {
       help: `Handlers: ${HANDLERS.map(({ name }) => name).join(', ')}.`,
     });
   }
-  const { snapshot, readOnly, overlay } = config;
+  const { snapshot, readOnly, overlay, secretFile } = config;
   const image = handler.url === undefined ? absolute(config.image) : urlOf(config.image, handler.url);
   // A disc in a drive is what somebody wants who names an .iso file; `disk` says otherwise.
   const optical = config.optical ?? (overlay === undefined && /\.iso$/i.test(image));
-  return { image, format: handler.format, snapshot, readOnly: readOnly || optical || undefined, overlay, optical };
+  return {
+    image,
+    format: handler.format,
+    snapshot,
+    readOnly: readOnly || optical || undefined,
+    overlay,
+    secretFile,
+    discardNoUnref: config.discardNoUnref || undefined,
+    optical,
+  };
 }
 
 /** `HOST:PORT/NAME`, or a whole URL. */

@@ -16,8 +16,8 @@ export interface HostOptions {
   readonly allow?: readonly string[] | undefined;
   /** Files named inside an image may be anywhere. */
   readonly allowAny?: boolean | undefined;
-  /** The file with the passphrase of encrypted images. */
-  readonly secretFile?: string | undefined;
+  /** Files that hold a passphrase each: all are tried on each encrypted image. */
+  readonly secretFile?: readonly string[] | undefined;
   /** Something about an image is odd but not fatal. */
   readonly warn?: ((message: string, path: string) => void) | undefined;
 }

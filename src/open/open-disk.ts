@@ -15,8 +15,8 @@ export interface OpenDiskOptions {
   readonly strict?: boolean | undefined;
   readonly parent?: string | undefined;
   readonly ignoreCid?: boolean | undefined;
-  /** File that holds the passphrase of an encrypted image. */
-  readonly secretFile?: string | undefined;
+  /** Files that hold a passphrase each, to be tried. QEMU gets the first. */
+  readonly secretFile?: readonly string[] | undefined;
   readonly warn?: ((message: string, path: string) => void) | undefined;
 }
 

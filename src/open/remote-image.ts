@@ -15,8 +15,8 @@ export interface RemoteOptions {
   readonly snapshot?: string | undefined;
   /** Take no locks: for images that QEMU opens. */
   readonly forceShare?: boolean | undefined;
-  /** File that holds the passphrase of an encrypted image. */
-  readonly secretFile?: string | undefined;
+  /** Files that hold a passphrase each, to be tried. QEMU gets the first. */
+  readonly secretFile?: readonly string[] | undefined;
   /** Something is odd but not fatal. */
   readonly warn?: ((message: string, path: string) => void) | undefined;
 }
@@ -43,7 +43,8 @@ export async function openRemoteImage(source: RemoteSource, options: RemoteOptio
     return { image, certain: options.format !== undefined, bridge: undefined };
   }
   const { openBridge } = await import('../qemu/bridge.ts');
-  const { image, version, file, formatSaid } = await openBridge(source.url, options);
+  const { secretFile, ...others } = options;
+  const { image, version, file, formatSaid } = await openBridge(source.url, { ...others, secretFile: secretFile?.[0] });
   if (!formatSaid) await closeUnless(image, () => refuseForeignContent(image));
   return { image, certain: formatSaid, bridge: { program: 'qemu-nbd', version, file } };
 }

@@ -6,13 +6,21 @@ import type { Secrets } from '../../formats/driver.ts';
 const MAX_SECRET_BYTES = 64 * 1024;
 const NEWLINE = 10;
 
-/** The passphrases of an open: read when they are needed, once. */
-export function secretsOf(path: string | undefined): Secrets {
+/** The passphrases of an open, one in each file: read when they are needed, once. */
+export function secretsOf(paths: readonly string[] | undefined): Secrets {
   let secrets: Promise<readonly Uint8Array[]> | undefined;
   return () => {
-    secrets ??= path === undefined ? Promise.resolve([]) : readSecrets(path);
+    secrets ??= Promise.all((paths ?? []).map(readSecrets)).then((each) => each.flat());
     return secrets;
   };
+}
+
+/** Where the passphrase of a target is: a new image gets the first. */
+export function targetSecretFiles(options: {
+  readonly secretFile?: readonly string[] | undefined;
+  readonly targetSecretFile?: string | undefined;
+}): readonly string[] | undefined {
+  return options.targetSecretFile === undefined ? options.secretFile : [options.targetSecretFile];
 }
 
 /**

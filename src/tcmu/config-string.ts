@@ -14,6 +14,10 @@ export interface TcmuConfig {
   readonly readOnly: boolean;
   /** Writes go to this qcow2 file. */
   readonly overlay: string | undefined;
+  /** Files that hold a passphrase each, to be tried on encrypted images. */
+  readonly secretFile: readonly string[] | undefined;
+  /** qcow2: clusters that are discarded keep their place in the file. */
+  readonly discardNoUnref: boolean;
   /** The image is the disc of a CD or DVD drive; undefined: as its name says. */
   readonly optical: boolean | undefined;
 }
@@ -50,6 +54,8 @@ export function parseConfigString(text: string): TcmuConfig {
     snapshot: undefined as string | undefined,
     readOnly: false,
     overlay: undefined as string | undefined,
+    secretFile: undefined as readonly string[] | undefined,
+    discardNoUnref: false,
     optical: undefined as boolean | undefined,
   };
   for (const option of options) {
@@ -63,13 +69,17 @@ export function parseConfigString(text: string): TcmuConfig {
     else if (name === 'disk') config.optical = !flagOf(name, value);
     else if (name === 'snapshot') config.snapshot = givenValue(name, value);
     else if (name === 'overlay') config.overlay = absolute(givenValue(name, value));
-    else
+    else if (name === 'discard-no-unref') config.discardNoUnref = flagOf(name, value);
+    else if (name === 'secret-file') {
+      config.secretFile = [...(config.secretFile ?? []), absolute(givenValue(name, value))];
+    } else
       throw invalid(
         `there is no option ${JSON.stringify(name)}`,
-        'Options: snapshot=NAME, readonly, overlay=FILE, optical, disk.',
+        'Options: snapshot=NAME, readonly, overlay=FILE, secret-file=FILE, discard-no-unref, optical, disk.',
       );
   }
   if (config.readOnly && config.overlay !== undefined) throw invalid('a read-only disk has no use for an overlay');
+  if (config.readOnly && config.discardNoUnref) throw invalid('a read-only disk discards nothing: discard-no-unref');
   if (config.optical === true && config.overlay !== undefined) throw invalid('a disc has no use for an overlay');
   return config;
 }

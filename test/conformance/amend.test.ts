@@ -122,3 +122,39 @@ for (const shape of SHAPES) {
     }
   });
 }
+
+test('whatever is wrong with one option, none of them is applied', { skip: requires.qemuIo() }, async (t) => {
+  const path = await make(t, { what: '', snapshot: true });
+  const before = await readFile(path);
+  for (const [line, message] of [
+    ['size=16M,nonsense=1', /qcow2 has no option nonsense/],
+    ['size=16M,refcount_bits=3', /refcount_bits are 1 to 64/],
+    ['size=16M,data_file=x', /data_file can only be amended/],
+    ['size=16M,backing_file=x', /backing file cannot be amended.*\n.*rebase/],
+    ['size=16M,cluster_size=4096', /cannot be amended/],
+    // The snapshot has another size then, which the older version cannot say.
+    ['size=16M,compat=0.10', /snapshot 1 has a disk of another size/],
+    ['size=1000,lazy_refcounts=on', /no multiple of 512/],
+    ['size=8E,lazy_refcounts=on', /too many for clusters|is no size/],
+    ['size=4M,lazy_refcounts=on', /less than it has.*\n.*lunette resize --shrink/],
+  ] as const) {
+    const { status, stderr } = await cli('amend', '-o', line, path);
+    assert.notEqual(status, 0, line);
+    assert.match(stderr, message, line);
+    assert.ok((await readFile(path)).equals(before), `${line}: the image was touched`);
+  }
+});
+
+test('an image of version 2 with snapshots gets version 3 first, and then its size', {
+  skip: requires.qemuIo(),
+}, async (t) => {
+  const path = await make(t, { what: '', snapshot: true, options: { compat: '0.10' } });
+  const refused = await cli('amend', '-o', 'size=16M', path);
+  assert.match(refused.stderr, /version 2 with snapshots cannot be resized/);
+  const { status, stderr } = await cli('amend', '-o', 'size=16M,compat=1.1', path);
+  assert.equal(status, 0, stderr);
+  const { 'virtual-size': size, 'format-specific': specific } = await info(path);
+  assert.equal(size, 16 * MiB);
+  assert.equal((specific as { data: { compat: string } }).data.compat, '1.1');
+  await assertClean(path);
+});

@@ -12,72 +12,24 @@ import { amendQcow2KeySlots, checkImage, type KeySlotChange } from '../../format
 import { ImageHost } from '../../formats/open.ts';
 import { openFileStorage } from '../../formats/storage/file.ts';
 import { cli } from '../support/cli.ts';
+import {
+  createByQemu,
+  createByUs,
+  imageOptions,
+  patiently,
+  qemuIoEncrypted as qemuIo,
+  type Scene,
+  SECRET,
+  scene,
+  secretObject,
+} from '../support/luks.ts';
 import { run, runOk } from '../support/process.ts';
 import { readAll } from '../support/qcow2-images.ts';
 import { qemu } from '../support/qemu.ts';
 import { type Random, randomFor } from '../support/random.ts';
 import { requires } from '../support/requires.ts';
-import { type Cleanup, temporaryDirectory } from '../support/temporary.ts';
 
 const SIZE = 6 * MiB + 512;
-const SECRET = 'correct horse';
-
-interface Scene {
-  readonly directory: string;
-  readonly secret: string;
-  readonly path: string;
-  readonly host: ImageHost;
-}
-
-async function scene(t: Cleanup): Promise<Scene> {
-  const directory = await temporaryDirectory(t);
-  const secret = join(directory, 'secret');
-  await writeFile(secret, SECRET);
-  const host = new ImageHost({ secrets: async () => [Buffer.from(SECRET)] });
-  return { directory, secret, path: join(directory, 'disk.qcow2'), host };
-}
-
-async function createByUs(at: Scene, options: string): Promise<void> {
-  const made = await cli(
-    'create',
-    '-q',
-    '-f',
-    'qcow2',
-    '--secret-file',
-    at.secret,
-    '-o',
-    options,
-    at.path,
-    String(SIZE),
-  );
-  assert.equal(made.status, 0, made.stderr);
-}
-
-/** How QEMU's programs are told of an encrypted image. */
-function imageOptions(path: string, format = 'luks'): string {
-  return `driver=qcow2,file.filename=${path},encrypt.format=${format},encrypt.key-secret=s`;
-}
-
-function secretObject(secret: string): string[] {
-  return ['--object', `secret,id=s,file=${secret}`];
-}
-
-/** QEMU measures how fast the machine is, and on a busy one gives up at times. */
-async function createByQemu(to: Scene, options: string, size = SIZE): Promise<void> {
-  const args = ['create', '-q', ...secretObject(to.secret), '-f', 'qcow2', '-o', options, to.path, String(size)];
-  for (let tries = 0; ; tries++) {
-    const result = await run('qemu-img', args);
-    if (result.status === 0) return;
-    if (tries === 20 || !result.stderr.includes('accurate CPU usage')) throw new Error(result.stderr);
-  }
-}
-
-async function qemuIo(at: Scene, format: string, ...commands: string[]): Promise<void> {
-  const args = [...secretObject(at.secret), '--image-opts', imageOptions(at.path, format)];
-  const result = await run('qemu-io', [...args, ...commands.flatMap((command) => ['-c', command])]);
-  const text = result.stdout + result.stderr;
-  assert.ok(result.status === 0 && !/failed|verification|error/i.test(text), `${commands.join('; ')}: ${text}`);
-}
 
 /** Both find it clean, and read what the model holds. */
 async function assertAgreed(at: Scene, model: Uint8Array, format = 'luks'): Promise<void> {
@@ -163,8 +115,8 @@ for (const { name, encrypt, options = '', byQemu = false } of SHAPES) {
     const encryption = `encrypt.format=luks,encrypt.iter-time=10${encrypt}${options}`;
     for (const maker of byQemu ? ['QEMU', 'lunette'] : ['lunette']) {
       const model = new Uint8Array(SIZE);
-      if (maker === 'QEMU') await createByQemu(at, `encrypt.key-secret=s,${encryption}`);
-      else await createByUs(at, encryption);
+      if (maker === 'QEMU') await createByQemu(at, `encrypt.key-secret=s,${encryption}`, SIZE);
+      else await createByUs(at, encryption, SIZE);
       await fillByQemu(at, model, random);
       await assertAgreed(at, model);
       await changeByUs(at, model, random, 12);
@@ -190,7 +142,7 @@ test('over a backing file: what is copied up is encrypted, and the rest shows', 
   const at = await scene(t);
   const base = random.bytes(4 * MiB);
   await writeFile(join(at.directory, 'base.raw'), base);
-  await createByUs(at, 'encrypt.format=luks,encrypt.iter-time=10,backing_file=base.raw,backing_fmt=raw');
+  await createByUs(at, 'encrypt.format=luks,encrypt.iter-time=10,backing_file=base.raw,backing_fmt=raw', SIZE);
   const model = new Uint8Array(SIZE);
   model.set(base);
   await changeByUs(at, model, random, 25);
@@ -206,6 +158,7 @@ test('info needs no passphrase and says what QEMU says; data needs the right one
   await createByUs(
     at,
     'encrypt.format=luks,encrypt.iter-time=10,encrypt.cipher-mode=cbc,encrypt.ivgen-alg=essiv,encrypt.ivgen-hash-alg=sha256',
+    SIZE,
   );
   const ours = await cli('info', '--json', '--compat', '7.2', at.path);
   assert.deepEqual(
@@ -238,7 +191,7 @@ test('ciphers that QEMU has and we have not are refused by name, and info shows 
   skip: requires.qemuImg(),
 }, async (t) => {
   const at = await scene(t);
-  await createByUs(at, 'encrypt.format=luks,encrypt.iter-time=10');
+  await createByUs(at, 'encrypt.format=luks,encrypt.iter-time=10', SIZE);
   const bytes = await readFile(at.path);
   const header = bytes.indexOf(Buffer.from('LUKS\xba\xbe', 'latin1'));
   bytes.write('serpent', header + 8, 'latin1');
@@ -255,7 +208,7 @@ test('ciphers that QEMU has and we have not are refused by name, and info shows 
 test('the old AES encryption is read, and not written', { skip: requires.qemuIo() }, async (t) => {
   const random = randomFor(t);
   const at = await scene(t);
-  await createByQemu(at, 'encrypt.format=aes,encrypt.key-secret=s');
+  await createByQemu(at, 'encrypt.format=aes,encrypt.key-secret=s', SIZE);
   const model = new Uint8Array(SIZE);
   const commands: string[] = [];
   for (let i = 0; i < 8; i++) {
@@ -279,7 +232,7 @@ test('the old AES encryption is read, and not written', { skip: requires.qemuIo(
 
 test('extents of encrypted clusters say so', { skip: requires.qemuIo() }, async (t) => {
   const at = await scene(t);
-  await createByUs(at, 'encrypt.format=luks,encrypt.iter-time=10');
+  await createByUs(at, 'encrypt.format=luks,encrypt.iter-time=10', SIZE);
   await qemuIo(at, 'luks', 'write -q 64k 128k');
   const image = await at.host.open(at.path, { readOnly: true });
   const out = new ExtentBuffer();
@@ -294,7 +247,7 @@ test('extents of encrypted clusters say so', { skip: requires.qemuIo() }, async 
 
 test('key slots that we and QEMU add and erase open for both', { skip: requires.qemuIo() }, async (t) => {
   const at = await scene(t);
-  await createByUs(at, 'encrypt.format=luks,encrypt.iter-time=10');
+  await createByUs(at, 'encrypt.format=luks,encrypt.iter-time=10', SIZE);
   const second = join(at.directory, 'second');
   const third = join(at.directory, 'third');
   await writeFile(second, 'second');
@@ -320,11 +273,7 @@ test('key slots that we and QEMU add and erase open for both', { skip: requires.
   await amend({ state: 'active', newSecret: Buffer.from('second') });
   const options = 'encrypt.state=active,encrypt.new-secret=n,encrypt.keyslot=6,encrypt.iter-time=10';
   const args = ['--object', `secret,id=n,file=${third}`, ...secretObject(second), '--image-opts', '-o', options];
-  for (let tries = 0; ; tries++) {
-    const result = await run('qemu-img', ['amend', ...args, imageOptions(at.path)]);
-    if (result.status === 0) break;
-    if (tries === 20 || !result.stderr.includes('accurate CPU usage')) assert.fail(result.stderr);
-  }
+  await patiently('amend', ...args, imageOptions(at.path));
   assert.deepEqual([await opens(at.secret), await opens(second), await opens(third)], [true, true, true]);
   await amend({ state: 'inactive', oldSecret: Buffer.from(SECRET) });
   await amend({ state: 'inactive', keyslot: 1 });

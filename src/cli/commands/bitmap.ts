@@ -1,6 +1,6 @@
 import { type Command, Option } from 'commander';
 import type { CliContext } from '../context.ts';
-import { allowAnyOption, allowOption, formatOption, sizeArgument } from '../options.ts';
+import { allowAnyOption, allowOption, formatOption, secretFileOption, sizeArgument } from '../options.ts';
 import { type CommonOptions, warn } from '../output.ts';
 import type { BitmapAction } from '../run-bitmap.ts';
 
@@ -9,6 +9,7 @@ interface BitmapCommandOptions extends CommonOptions {
   readonly granularity?: number;
   readonly sourceFile?: string;
   readonly sourceFormat?: string;
+  readonly secretFile?: readonly string[];
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
 }
@@ -46,6 +47,7 @@ export function registerBitmap(program: Command, context: CliContext): void {
     .option('-b, --source-file <file>', 'with --merge: the image that has the other bitmap')
     .option('-F, --source-format <fmt>', 'format of --source-file')
     .addOption(formatOption())
+    .addOption(secretFileOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
     .addHelpText('after', EXAMPLES)

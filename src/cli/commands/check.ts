@@ -1,6 +1,14 @@
 import { type Command, Option } from 'commander';
 import type { CliContext } from '../context.ts';
-import { allowAnyOption, allowOption, forceShareOption, formatOption, jsonOption, outputOption } from '../options.ts';
+import {
+  allowAnyOption,
+  allowOption,
+  forceShareOption,
+  formatOption,
+  jsonOption,
+  outputOption,
+  secretFileOption,
+} from '../options.ts';
 import { type CommonOptions, type OutputOptions, wantsJson, warn } from '../output.ts';
 
 interface CheckCommandOptions extends CommonOptions, OutputOptions {
@@ -8,6 +16,7 @@ interface CheckCommandOptions extends CommonOptions, OutputOptions {
   readonly deep?: boolean;
   readonly format?: string;
   readonly forceShare?: boolean;
+  readonly secretFile?: readonly string[];
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
 }
@@ -18,6 +27,8 @@ Examples:
   lunette check -r leaks disk.qcow2         give back space that nothing uses
   lunette check -r all disk.qcow2           mend what can be mended: make a copy first
   lunette check --deep --json disk.qcow2    also read every compressed cluster
+
+Encrypted images are checked without a passphrase; with --secret-file also that it opens them.
 
 Exit status: 0 no errors, 1 the check could not be done, 2 errors, 3 leaks only, 63 the format has nothing to check.
 `;
@@ -37,6 +48,7 @@ export function registerCheck(program: Command, context: CliContext): void {
     .option('--deep', 'also decompress every cluster, and look for what qemu-img does not')
     .addOption(formatOption())
     .addOption(forceShareOption())
+    .addOption(secretFileOption())
     .addOption(jsonOption('print JSON with qemu-img’s members'))
     .addOption(outputOption())
     .addOption(allowOption())

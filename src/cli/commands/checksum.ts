@@ -13,7 +13,7 @@ import { type CommonOptions, warn } from '../output.ts';
 
 /** Options of `checksum` as commander gives them. */
 export interface ChecksumCommandOptions extends CommonOptions {
-  readonly secretFile?: string;
+  readonly secretFile?: readonly string[];
   readonly algorithm: 'blk-sha256' | 'sha256';
   readonly format?: string;
   readonly snapshot?: string;

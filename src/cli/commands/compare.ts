@@ -15,7 +15,7 @@ import { type CommonOptions, type OutputOptions, wantsJson, warn } from '../outp
 
 /** Options of `compare` as commander gives them. */
 export interface CompareCommandOptions extends CommonOptions, OutputOptions {
-  readonly secretFile?: string;
+  readonly secretFile?: readonly string[];
   readonly format?: string;
   readonly secondFormat?: string;
   readonly exact?: boolean;

@@ -11,12 +11,14 @@ import {
   secretFileOption,
   sizeArgument,
   strictOption,
+  targetSecretFileOption,
 } from '../options.ts';
 import { type CommonOptions, warn } from '../output.ts';
 
 /** Options of `convert` as commander gives them. */
 export interface ConvertCommandOptions extends CommonOptions {
-  readonly secretFile?: string;
+  readonly secretFile?: readonly string[];
+  readonly targetSecretFile?: string;
   readonly format?: string;
   readonly outputFormat: string;
   readonly options?: readonly string[];
@@ -90,6 +92,7 @@ export function registerConvert(program: Command, context: CliContext): void {
     .addOption(allowOption())
     .addOption(allowAnyOption())
     .addOption(secretFileOption())
+    .addOption(targetSecretFileOption())
     .addHelpText('after', EXAMPLES)
     .action(async (images: string[], _own: ConvertCommandOptions, command: Command) => {
       const options = command.optsWithGlobals<ConvertCommandOptions>();

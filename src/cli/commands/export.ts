@@ -53,7 +53,8 @@ export interface ExportOptions extends CommonOptions {
   readonly parent?: string;
   readonly ignoreCid?: boolean;
   readonly force?: boolean;
-  readonly secretFile?: string;
+  readonly discardNoUnref?: boolean;
+  readonly secretFile?: readonly string[];
 }
 
 const EXAMPLES = `
@@ -110,6 +111,10 @@ export function registerExport(program: Command, context: CliContext): void {
     .addOption(secretFileOption())
     .addOption(parentOption())
     .addOption(ignoreCidOption())
+    .option(
+      '--discard-no-unref',
+      'qcow2: what is discarded keeps its place in the file, which then is not scattered by use; its space goes back',
+    )
     .option('--force', 'VMDK: write to an image although another one stands on it')
     .option('--chap <user>', 'initiators must log in as this user')
     .option('--chap-secret-file <file>', 'the secret of --chap: the first line of a file, 12 bytes or more')

@@ -19,7 +19,7 @@ interface InfoOptions extends CommonOptions, OutputOptions {
   readonly strict?: boolean;
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
-  readonly secretFile?: string;
+  readonly secretFile?: readonly string[];
   readonly compat?: string;
 }
 

@@ -14,7 +14,7 @@ import {
 import { type CommonOptions, type OutputOptions, wantsJson, warn } from '../output.ts';
 
 interface MapCommandOptions extends CommonOptions, Pick<OutputOptions, 'json'> {
-  readonly secretFile?: string;
+  readonly secretFile?: readonly string[];
   readonly output?: 'human' | 'json' | 'html' | 'svg';
   readonly out?: string;
   readonly format?: string;

@@ -8,6 +8,7 @@ import {
   formatOption,
   jsonOption,
   outputOption,
+  secretFileOption,
   sizeArgument,
   strictOption,
 } from '../options.ts';
@@ -22,6 +23,7 @@ export interface MeasureCommandOptions extends CommonOptions, OutputOptions {
   readonly snapshot?: string;
   readonly forceShare?: boolean;
   readonly strict?: boolean;
+  readonly secretFile?: readonly string[];
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
 }
@@ -30,6 +32,7 @@ const EXAMPLES = `
 Examples:
   lunette measure -O qcow2 disk.raw
   lunette measure -O qcow2 -o cluster_size=2M --size 100G
+  lunette measure -O qcow2 -o encrypt.format=luks --size 100G
 
 What is data but zeros is counted as data: converting may take less.
 `;
@@ -42,11 +45,12 @@ export function registerMeasure(program: Command, context: CliContext): void {
     .description('Says how many bytes an image would take if the disk were converted to it. Reads metadata only.')
     .argument('[image]', 'path or URL; or --size')
     .addOption(new Option('-O, --output-format <fmt>', 'format of the image').default('raw'))
-    .option('-o, --options <name=value,…>', 'options of that format (repeatable)', collect)
+    .option('-o, --options <name=value,…>', 'options of that format (repeatable); help lists them', collect)
     .option('--size <size>', 'an empty disk of this size', sizeArgument)
     .addOption(formatOption())
     .option('-l, --snapshot <id|name>', 'an internal snapshot in place of the disk as it is now')
     .addOption(forceShareOption())
+    .addOption(secretFileOption())
     .addOption(jsonOption('print JSON with qemu-img’s members'))
     .addOption(outputOption())
     .addOption(strictOption())

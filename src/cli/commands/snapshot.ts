@@ -13,6 +13,7 @@ import {
   parentOption,
   progressOption,
   secretFileOption,
+  targetSecretFileOption,
 } from '../options.ts';
 import type { SnapshotOptions } from '../run-snapshot.ts';
 
@@ -175,6 +176,7 @@ export function registerSnapshot(program: Command, context: CliContext): void {
     .option('-b, --backing <file>', 'with --since: the image that holds the other snapshot')
     .option('-F, --backing-format <fmt>', 'the format of -b')
     .option('--verify', 'read the new image back and compare, before it gets its name')
+    .addOption(targetSecretFileOption())
     .addOption(progressOption())
     .addHelpText(
       'after',

@@ -44,6 +44,15 @@ test('every command has a help with examples, on stdout, with the global options
   }
 });
 
+test('every command that opens an image takes a file with its passphrase, and says so in the same words', () => {
+  for (const command of createProgram(processContext()).commands) {
+    const opens = command.registeredArguments.some((argument) => ['image', 'first', 'file'].includes(argument.name()));
+    if (!opens) continue;
+    const option = command.options.find(({ long }) => long === '--secret-file');
+    assert.match(option?.description ?? '', /^encrypted images: .*repeatable/, command.name());
+  }
+});
+
 test('what the command line has wrong is status 2, one line, and one line of help', async () => {
   const wrong: [string[], RegExp][] = [
     [['frobnicate'], /^lunette: unknown command 'frobnicate' \(USAGE\)\nlunette --help says what is possible\.\n$/],
@@ -74,6 +83,8 @@ test('what the command line has wrong is status 2, one line, and one line of hel
       /temporary overlay or to one that is kept, not to both \(USAGE\)/,
     ],
     [['export', '--read-only', '--ephemeral', 'x'], /a read-only export has no use for an overlay \(USAGE\)/],
+    [['export', '--discard-no-unref', '--read-only', 'x'], /a read-only export discards nothing.* \(USAGE\)/],
+    [['amend', '-o', 'encrypt.state=active,encrypt.new-secret=x', 'x'], /encrypt.new-secret-file=FILE \(USAGE\)/],
     [['export', '-U', 'x'], /without locks the image can only be read \(USAGE\)\n.*--read-only/],
   ];
   for (const [args, text] of wrong) {

@@ -32,6 +32,7 @@ test('sizes, addresses and exports are read', () => {
     transport: 'iscsi',
     'read-only': false,
     optical: false,
+    'discard-no-unref': false,
     'block-size': 512,
   });
 });
@@ -65,6 +66,13 @@ const WRONG: readonly [rule: string, lines: string[], field: string | undefined,
     'export[0].overlay',
     /nothing can be written/,
   ],
+  [
+    'places that discarded clusters keep, where nothing is discarded',
+    [...DISK, 'read-only = true', 'discard-no-unref = true'],
+    'export[0].discard-no-unref',
+    /nothing can be written/,
+  ],
+  ['a passphrase in a file without a whole path', [...DISK, 'secret-file = "p"'], 'export[0].secret-file', /absolute/],
   [
     'a disc over NBD',
     ['[[export]]', 'name = "a"', 'image = "/x"', 'transport = "nbd"', 'optical = true'],

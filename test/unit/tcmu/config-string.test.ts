@@ -3,7 +3,14 @@ import { test } from 'node:test';
 import { escapeText, parseConfigString } from '../../../src/tcmu/config-string.ts';
 import { randomFor } from '../../support/random.ts';
 
-const nothing = { snapshot: undefined, readOnly: false, overlay: undefined, optical: undefined };
+const nothing = {
+  snapshot: undefined,
+  readOnly: false,
+  overlay: undefined,
+  secretFile: undefined,
+  discardNoUnref: false,
+  optical: undefined,
+};
 
 test('a configuration is a handler and an image', () => {
   assert.deepEqual(parseConfigString('qcow2//images/disk.qcow2'), {
@@ -17,11 +24,14 @@ test('options stand behind semicolons', () => {
   assert.deepEqual(parseConfigString('qcow2//a;snapshot=before%20it;readonly'), {
     handler: 'qcow2',
     image: '/a',
+    ...nothing,
     snapshot: 'before it',
     readOnly: true,
-    overlay: undefined,
-    optical: undefined,
   });
+  const { secretFile, discardNoUnref } = parseConfigString(
+    'qcow2//a;secret-file=/etc/one%20key;secret-file=/two;discard-no-unref',
+  );
+  assert.deepEqual([secretFile, discardNoUnref], [['/etc/one key', '/two'], true]);
   assert.equal(parseConfigString('image//a;optical').optical, true);
   assert.equal(parseConfigString('image//a.iso;disk').optical, false);
   assert.deepEqual(parseConfigString('image//a;overlay=/b.qcow2'), {
@@ -51,6 +61,9 @@ for (const [text, message] of [
   ['qcow2//a;snapshot', /needs a value/],
   ['qcow2//a;snapshot=', /needs a value/],
   ['qcow2//a;overlay=b', /not an absolute path/],
+  ['qcow2//a;secret-file=b', /not an absolute path/],
+  ['qcow2//a;discard-no-unref=1', /has no value/],
+  ['qcow2//a;readonly;discard-no-unref', /a read-only disk discards nothing/],
   ['raw//a;optical;overlay=/b', /a disc has no use for an overlay/],
   ['qcow2//a;readonly;overlay=/b', /no use for an overlay/],
   [`qcow2//${'a'.repeat(250)}`, /takes 255/],
