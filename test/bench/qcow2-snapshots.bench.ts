@@ -14,6 +14,7 @@ import { openStorage } from '../../src/io/open-storage.ts';
 import { createHost } from '../../src/open/host.ts';
 import { type Bench, bench, median } from '../support/bench.ts';
 import { isBuilt, lunetteArgs } from '../support/lunette-export.ts';
+import { memoryFolder } from '../support/memory-folder.ts';
 import { runOk, start } from '../support/process.ts';
 import { peakResidentBytes } from '../support/process-usage.ts';
 import { qemu } from '../support/qemu.ts';
@@ -145,10 +146,15 @@ bench(
 );
 
 bench(
-  'qcow2/snapshots-and-check-beside-qemu-img',
-  async (b) => {
-    await beside(b, await temporaryDirectory(b), 'the disk');
-    if (!b.smoke) await beside(b, await temporaryDirectory(b, '/dev/shm'), 'tmpfs');
-  },
+  'qcow2/snapshots-and-check/disk',
+  async (b) => beside(b, await temporaryDirectory(b), 'the disk'),
   () => requires.qemuImg() || requires.linux(),
+);
+bench(
+  'qcow2/snapshots-and-check/memory',
+  async (b) => beside(b, await temporaryDirectory(b, memoryFolder), 'tmpfs'),
+  () =>
+    requires.qemuImg() ||
+    requires.linux() ||
+    requires.that(memoryFolder !== undefined, 'needs a file system in memory'),
 );

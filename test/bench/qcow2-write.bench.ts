@@ -1,22 +1,24 @@
 /**
- * A qcow2 image written and read through `lunette export --transport nbd` beside qemu-nbd (cache=writeback, what it does by default), in one run,
- * in alternating rounds, with `qemu-img bench` on a unix socket as the client of both. Requests go through the disk in steps of a prime number of
- * blocks: each meets another cluster. Verdicts are by the median of the rounds' ratios; CPU per request is the steadier figure on noisy machines.
+ * A qcow2 image written and read through `lunette export`, over NBD and over iSCSI, beside qemu-nbd (cache=writeback, what it does by default), in one
+ * run, in alternating rounds, with `qemu-img bench` as the client of all. Requests go through the disk in steps of a prime number of blocks: each meets
+ * another cluster. Verdicts are by the median of the rounds' ratios; CPU per request is the steadier figure on noisy machines.
+ * Each load and place is a benchmark of its own: `npm run bench -- qcow2/write/memory/new-4k` takes a minute.
  */
 
-import { statfsSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { GiB, KiB, MiB, TiB } from '../../formats/core/units.ts';
 import { type Bench, bench, median } from '../support/bench.ts';
-import { isBuilt } from '../support/lunette-export.ts';
+import { isBuilt, startExport } from '../support/lunette-export.ts';
 import { memoryFolder } from '../support/memory-folder.ts';
-import { type RunningNbd, startNbdExport, startQemuNbd } from '../support/nbd.ts';
+import { startNbdExport, startQemuNbd } from '../support/nbd.ts';
 import { runOk } from '../support/process.ts';
 import { qemu } from '../support/qemu.ts';
-import { requires } from '../support/requires.ts';
+import { requires, type Skip } from '../support/requires.ts';
 import { temporaryDirectory } from '../support/temporary.ts';
 
 interface Load {
+  readonly slug: string;
   readonly name: string;
   /** Of the image. */
   readonly size: readonly [smoke: number, full: number];
@@ -37,6 +39,7 @@ interface Load {
 
 const LOADS: readonly Load[] = [
   {
+    slug: 'new-4k',
     name: '4 KiB write, new clusters, depth 32',
     size: [64 * MiB, 4 * GiB],
     allocated: false,
@@ -48,7 +51,8 @@ const LOADS: readonly Load[] = [
     aim: 1.5,
   },
   {
-    name: '… flushed after every 32',
+    slug: 'flushed-4k',
+    name: '4 KiB write, new clusters, depth 32, a flush after every 32',
     size: [64 * MiB, 4 * GiB],
     allocated: false,
     write: true,
@@ -60,6 +64,7 @@ const LOADS: readonly Load[] = [
     aim: 1,
   },
   {
+    slug: 'allocated-4k',
     name: '4 KiB write, allocated clusters, depth 32',
     size: [64 * MiB, 512 * MiB],
     allocated: true,
@@ -71,6 +76,7 @@ const LOADS: readonly Load[] = [
     aim: 1.5,
   },
   {
+    slug: 'new-1m',
     name: '1 MiB write in order, new clusters, depth 4',
     size: [64 * MiB, 4 * GiB],
     allocated: false,
@@ -82,6 +88,7 @@ const LOADS: readonly Load[] = [
     aim: 1,
   },
   {
+    slug: 'read-1t',
     name: '4 KiB read, 1 TiB, 32 MiB of tables in memory, depth 32',
     size: [64 * MiB, TiB],
     allocated: true,
@@ -100,7 +107,27 @@ interface Result {
   readonly cpuUs: number;
 }
 
-async function apply(b: Bench, load: Load, server: RunningNbd): Promise<Result> {
+const SERVERS = ['qemu', 'nbd', 'iscsi'] as const;
+type Server = (typeof SERVERS)[number];
+
+interface Running {
+  readonly url: string;
+  cpuSeconds(): number;
+  stop(): Promise<unknown>;
+}
+
+async function serve(b: Bench, load: Load, server: Server, path: string): Promise<Running> {
+  if (server === 'qemu') {
+    const running = await startQemuNbd(b, path, 'qcow2', '--cache=writeback');
+    return { url: running.url, cpuSeconds: running.cpuSeconds, stop: () => running.process.stop('SIGTERM') };
+  }
+  const cache = load.cache === undefined ? [] : ['--cache', String(load.cache)];
+  if (server === 'iscsi') return startExport(b, path, { args: cache, built: !b.smoke });
+  const running = await startNbdExport(b, path, { args: ['--socket', '', ...cache], built: !b.smoke });
+  return { url: running.url, cpuSeconds: running.cpuSeconds, stop: () => running.process.stop('SIGTERM') };
+}
+
+async function apply(b: Bench, load: Load, server: Running): Promise<Result> {
   const count = b.pick(...load.count);
   const before = server.cpuSeconds();
   const flush = load.flushEvery === undefined ? [] : [`--flush-interval=${load.flushEvery}`];
@@ -115,68 +142,57 @@ async function apply(b: Bench, load: Load, server: RunningNbd): Promise<Result> 
   return { perSecond: count / Number(seconds), cpuUs: ((server.cpuSeconds() - before) / count) * 1e6 };
 }
 
-async function round(b: Bench, load: Load, who: 'qemu' | 'lunette', folder: string): Promise<Result> {
+async function round(b: Bench, load: Load, who: Server, folder: string): Promise<Result> {
   const path = join(folder, `${who}.qcow2`);
   const options = load.allocated ? { preallocation: 'metadata' } : {};
   await qemu.create(b, { path, size: b.pick(...load.size), clusterSize: 64 * KiB, options });
   // Written once, so that what is overwritten has its place on the disk.
   if (load.allocated && load.write) await qemu.io(path, `write -q 0 ${b.pick(...load.size)}`);
-  const server =
-    who === 'qemu'
-      ? await startQemuNbd(b, path, 'qcow2', '--cache=writeback')
-      : await startNbdExport(b, path, {
-          args: ['--socket', '', ...(load.cache === undefined ? [] : ['--cache', String(load.cache)])],
-          built: !b.smoke,
-        });
+  const server = await serve(b, load, who, path);
   const result = await apply(b, load, server);
-  await server.process.stop('SIGTERM');
+  await server.stop();
+  await rm(path);
   return result;
 }
 
-async function beside(b: Bench, folder: string, where: string): Promise<void> {
+async function beside(b: Bench, load: Load, folder: string, where: string): Promise<void> {
+  if (!b.smoke && !isBuilt()) throw new Error('measure what users run: npm run build first');
   const rounds = b.pick(1, 5);
-  const rows: string[][] = [];
-  for (const load of LOADS) {
-    const results = { qemu: [] as Result[], lunette: [] as Result[] };
-    for (let i = 0; i < rounds; i++) {
-      const turn = ['qemu', 'lunette'] as const;
-      for (const who of i % 2 === 0 ? turn : turn.toReversed()) results[who].push(await round(b, load, who, folder));
+  const results: Record<Server, Result[]> = { qemu: [], nbd: [], iscsi: [] };
+  for (let at = 0; at < rounds; at++) {
+    for (let turn = 0; turn < SERVERS.length; turn++) {
+      const who = SERVERS[(turn + at) % SERVERS.length] as Server;
+      results[who].push(await round(b, load, who, folder));
     }
-    const ratio = (key: keyof Result): string =>
-      median(results.lunette.map((result, i) => result[key] / (results.qemu[i] as Result)[key])).toFixed(2);
-    const of = (who: 'qemu' | 'lunette', key: keyof Result): number => median(results[who].map((each) => each[key]));
-    rows.push(
+  }
+  const ratio = (who: Server, key: keyof Result): string =>
+    median(results[who].map((result, at) => result[key] / (results.qemu[at] as Result)[key])).toFixed(2);
+  const of = (who: Server, key: keyof Result): number => median(results[who].map((each) => each[key]));
+  const perSecond = (who: Server): string => of(who, 'perSecond').toFixed(0);
+  const cpu = (who: Server): string => `${of(who, 'cpuUs').toFixed(1)} µs`;
+  b.table(
+    `qcow2, image on ${where}, ${rounds} rounds: medians`,
+    ['', 'qemu-nbd', 'lunette nbd', 'lunette iscsi', 'nbd/qemu', 'iscsi/qemu', 'aim'],
+    [
       [
         `${load.name}: per second`,
-        of('qemu', 'perSecond').toFixed(0),
-        of('lunette', 'perSecond').toFixed(0),
-        ratio('perSecond'),
+        ...SERVERS.map(perSecond),
+        ratio('nbd', 'perSecond'),
+        ratio('iscsi', 'perSecond'),
         `≥ ${load.aim}`,
       ],
-      [
-        '  server CPU per request',
-        `${of('qemu', 'cpuUs').toFixed(1)} µs`,
-        `${of('lunette', 'cpuUs').toFixed(1)} µs`,
-        ratio('cpuUs'),
-        '',
-      ],
-    );
-  }
-  b.table(
-    `qcow2 over NBD on unix sockets, image on ${where}, ${rounds} rounds: medians`,
-    ['', 'qemu-nbd', 'lunette', 'ratio', 'aim'],
-    rows,
+      ['  server CPU per request', ...SERVERS.map(cpu), ratio('nbd', 'cpuUs'), ratio('iscsi', 'cpuUs'), ''],
+    ],
   );
 }
 
-bench(
-  'qcow2/write-beside-qemu-nbd',
-  async (b) => {
-    if (!b.smoke && !isBuilt()) throw new Error('measure what users run: npm run build first');
-    const memory = memoryFolder;
-    if (memory !== undefined) await beside(b, await temporaryDirectory(b, memory), 'tmpfs');
-    const folder = await temporaryDirectory(b);
-    if (!b.smoke) await beside(b, folder, `the disk (file system ${statfsSync(folder).type.toString(16)})`);
-  },
-  () => requires.qemuImg() || requires.qemuNbd() || requires.linux(),
-);
+const needs = (): Skip => requires.qemuNbd() || requires.qemuIscsi() || requires.linux();
+
+for (const load of LOADS) {
+  bench(
+    `qcow2/write/memory/${load.slug}`,
+    async (b) => beside(b, load, await temporaryDirectory(b, memoryFolder), 'tmpfs'),
+    () => needs() || requires.that(memoryFolder !== undefined, 'needs a file system in memory'),
+  );
+  bench(`qcow2/write/disk/${load.slug}`, async (b) => beside(b, load, await temporaryDirectory(b), 'a disk'), needs);
+}
