@@ -1,4 +1,5 @@
 import type { BlockCache } from './cache/cache.ts';
+import type { Inflate } from './core/inflate.ts';
 import type { ReferenceKind } from './image/gate.ts';
 import type { Layer } from './image/layer.ts';
 import type { ParentSearch } from './image/parent.ts';
@@ -56,6 +57,8 @@ export interface LayerOpenOptions {
 /** What a layer needs of the process around it. */
 export interface LayerContext {
   readonly cache: BlockCache;
+  /** Unpacks deflate streams. Default: Node's. */
+  readonly inflate?: Inflate | undefined;
   /** Opens a further file that the image names (data file, extent): gate, then open, then lock. `reference` as written in the image. */
   openReferenced(
     reference: string,

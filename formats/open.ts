@@ -3,6 +3,7 @@ import { isAbsolute, resolve } from 'node:path';
 import { SharedBlockCache } from './cache/block-cache.ts';
 import type { BlockCache } from './cache/cache.ts';
 import { codeOf, ImageError, LunetteError } from './core/errors.ts';
+import type { Inflate } from './core/inflate.ts';
 import { MiB } from './core/units.ts';
 import type { FormatDriver, LayerContext, LayerOpenOptions, Secrets } from './driver.ts';
 import { ChainImage } from './image/chain.ts';
@@ -22,6 +23,8 @@ export interface ImageHostOptions {
   cache?: BlockCache;
   /** How files are opened. Default: plain Node. */
   openStorage?: StorageOpener;
+  /** How deflate streams are unpacked. Default: by Node. */
+  inflate?: Inflate | undefined;
   /** Judges files that images name. Default: an image's own directory and below, and its backing files' in turn. */
   gate?: OpenGate;
   warn?: (message: string, path: string) => void;
@@ -79,6 +82,7 @@ interface SharedLayer {
 export class ImageHost {
   readonly cache: BlockCache;
   readonly #openStorage: StorageOpener;
+  readonly #inflate: Inflate | undefined;
   readonly #gate: OpenGate;
   readonly #warn: (message: string, path: string) => void;
   readonly #workingDirectory: string | undefined;
@@ -96,6 +100,7 @@ export class ImageHost {
   constructor(options: ImageHostOptions = {}) {
     this.cache = options.cache ?? new SharedBlockCache(64 * MiB);
     this.#openStorage = options.openStorage ?? openFileStorage;
+    this.#inflate = options.inflate;
     this.#gate = options.gate ?? new DirectoryGate({ ownDirectory: true });
     this.#warn = options.warn ?? (() => undefined);
     this.#workingDirectory = options.workingDirectory;
@@ -269,6 +274,7 @@ export class ImageHost {
   #context(strict: boolean, mode: LockMode): LayerContext {
     return {
       cache: this.cache,
+      inflate: this.#inflate,
       openReferenced: async (reference, from, kind, { readOnly }) => {
         const lock = !readOnly ? 'write' : mode === 'write' ? 'read' : mode;
         const place = this.#resolve(reference, from, kind);

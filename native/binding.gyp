@@ -12,6 +12,7 @@
         "glue_io_queue.cc",
         "glue_stream.cc",
         "glue_system.cc",
+        "inflate.cc",
         "io_queue.cc",
         "locks.cc",
         "probe.cc",

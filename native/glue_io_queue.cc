@@ -2,6 +2,7 @@
 #include <uv.h>
 
 #include "glue.h"
+#include "inflate.h"
 #include "io_queue.h"
 
 namespace lunette {
@@ -259,6 +260,7 @@ void RegisterIoQueue(Napi::Env env, Napi::Object exports) {
   };
   Napi::Object codes = Napi::Object::New(env);
   for (const auto& entry : operations) codes.Set(entry.name, static_cast<uint32_t>(entry.operation));
+  if (CanInflate()) codes.Set("inflate", static_cast<uint32_t>(Operation::kInflate));
   exports.Set("operations", codes);
 }
 

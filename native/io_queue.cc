@@ -8,6 +8,7 @@
 #include <system_error>
 
 #include "file_ops.h"
+#include "inflate.h"
 #include "locks.h"
 
 namespace lunette {
@@ -61,6 +62,13 @@ int64_t Execute(Request& r) {
       return UnlockRange(r.fd, r.offset, r.length);
     case Operation::kTestLock:
       return TestRange(r.fd, r.offset, r.length);
+    case Operation::kInflate: {
+      if (r.segments.size() != 2) return -EINVAL;
+      const iovec& input = r.segments[0];
+      const iovec& output = r.segments[1];
+      return Inflate(static_cast<DeflateForm>(r.offset), static_cast<const uint8_t*>(input.iov_base), input.iov_len,
+                     static_cast<uint8_t*>(output.iov_base), output.iov_len);
+    }
   }
   return -EINVAL;
 }

@@ -31,6 +31,8 @@ enum class Operation : uint32_t {
   kLock,
   kUnlock,
   kTestLock,
+  // No file: two segments, stream and output; `offset` is the DeflateForm.
+  kInflate,
 };
 
 struct Request {

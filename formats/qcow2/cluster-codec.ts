@@ -1,6 +1,7 @@
 import { promisify } from 'node:util';
 import zlib from 'node:zlib';
 import { ImageError } from '../core/errors.ts';
+import { type Inflate, inflatePlain, outputOf } from '../core/inflate.ts';
 import type { EncodedUnit } from '../image/layer.ts';
 import type { CompressionType } from './header.ts';
 import { loadZstd } from './zstd.ts';
@@ -9,7 +10,6 @@ import { loadZstd } from './zstd.ts';
 const WINDOW_BITS = 12;
 const MEMORY_LEVEL = 9;
 
-const inflateRaw = promisify<zlib.InputType, zlib.ZlibOptions, Buffer>(zlib.inflateRaw);
 const deflateRaw = promisify<zlib.InputType, zlib.ZlibOptions, Buffer>(zlib.deflateRaw);
 
 /**
@@ -54,49 +54,27 @@ export async function encodeCluster(
  *
  * @throws {ImageError} CORRUPT when the stream is broken or too short
  */
-export async function decompress(type: CompressionType, input: Uint8Array, size: number): Promise<Uint8Array> {
+export async function decompress(
+  type: CompressionType,
+  input: Uint8Array,
+  size: number,
+  inflate: Inflate = inflatePlain,
+): Promise<Uint8Array> {
   try {
-    const output = type === 'zstd' ? (await loadZstd()).decompress(input, size) : await inflate(input, size);
-    if (output.length === size) return output;
+    if (type === 'zstd') {
+      const output = (await loadZstd()).decompress(input, size);
+      if (output.length === size) return output;
+    } else {
+      const output = outputOf(size);
+      const done = await inflate('raw-start', input, output);
+      if (done === undefined) throw new ImageError('CORRUPT', 'a compressed cluster is no valid zlib stream');
+      if (done === size) return output;
+    }
   } catch (error) {
     if (error instanceof ImageError) throw error;
     throw new ImageError('CORRUPT', `a compressed cluster is no valid ${type} stream`, { cause: error });
   }
   throw new ImageError('CORRUPT', `a compressed cluster holds less than a cluster of ${type} data`);
-}
-
-async function inflate(input: Uint8Array, size: number): Promise<Uint8Array> {
-  try {
-    return await inflateRaw(input, {
-      windowBits: 15,
-      chunkSize: Math.max(size, 64),
-      maxOutputLength: size,
-      finishFlush: zlib.constants.Z_SYNC_FLUSH,
-    });
-  } catch (error) {
-    if ((error as { code?: unknown }).code !== 'ERR_BUFFER_TOO_LARGE') throw error;
-    return inflateStart(input, size);
-  }
-}
-
-/** The first bytes of a stream that holds more. */
-function inflateStart(input: Uint8Array, size: number): Promise<Uint8Array> {
-  return new Promise((resolve, reject) => {
-    const stream = zlib.createInflateRaw({ windowBits: 15, finishFlush: zlib.constants.Z_SYNC_FLUSH });
-    const output = new Uint8Array(size);
-    let done = 0;
-    stream.on('data', (chunk: Buffer) => {
-      const take = Math.min(chunk.length, size - done);
-      output.set(chunk.subarray(0, take), done);
-      done += take;
-      if (done < size) return;
-      stream.destroy();
-      resolve(output);
-    });
-    stream.on('end', () => resolve(output.subarray(0, done)));
-    stream.on('error', reject);
-    stream.end(input);
-  });
 }
 
 function deflateOptions(clusterSize: number): zlib.ZlibOptions {

@@ -1,5 +1,6 @@
 import type { BlockSpace } from '../cache/cache.ts';
 import { ImageError } from '../core/errors.ts';
+import type { Inflate } from '../core/inflate.ts';
 import { IoVec } from '../core/iov.ts';
 import { MiB } from '../core/units.ts';
 import type { Storage } from '../storage/storage.ts';
@@ -14,6 +15,8 @@ export interface CompressedClustersOptions {
   readonly storage: Storage;
   readonly type: CompressionType;
   readonly clusterSize: number;
+  /** Default: Node's. */
+  readonly inflate?: Inflate | undefined;
   /** Decompressed clusters by guest cluster number. */
   readonly cache: BlockSpace;
   /** Bytes in the file that the compressed cluster at a guest offset may take; undefined when its entry is not in memory or another one now. */
@@ -86,7 +89,7 @@ export class CompressedClusters {
   }
 
   async #decompress(cluster: number, hostOffset: number): Promise<Uint8Array> {
-    const { storage, type, clusterSize, lengthOf } = this.#options;
+    const { storage, type, clusterSize, inflate, lengthOf } = this.#options;
     if (this.#running >= this.#maxRunning) await new Promise<void>((resolve) => this.#waiting.push(resolve));
     else this.#running++;
     try {
@@ -96,8 +99,11 @@ export class CompressedClusters {
       const pooled = length <= clusterSize;
       const buffer = (pooled ? this.#inputs.pop() : undefined) ?? new Uint8Array(pooled ? clusterSize : length);
       const input = buffer.subarray(0, length);
-      if (length > 0) await storage.readv(hostOffset, IoVec.of(input));
-      const bytes = await decompress(type, input, clusterSize);
+      if (length > 0) {
+        const list = IoVec.of(input);
+        if (!storage.tryReadv(hostOffset, list)) await storage.readv(hostOffset, list);
+      }
+      const bytes = await decompress(type, input, clusterSize, inflate);
       if (pooled) this.#inputs.push(buffer);
       // Written over meanwhile: nobody may find the old content under this number.
       if (lengthOf(cluster * clusterSize, hostOffset) !== undefined) this.#cache.set(cluster, bytes);

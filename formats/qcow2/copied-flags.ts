@@ -144,12 +144,17 @@ function withCopied(
     const run = entrySize === 8 ? runLength(view, at, high, low, clusterSize) : 1;
     const count = Math.min(run, counts.end - first);
     const copied = (high & COPIED) !== 0;
-    const other = (copied ? high & ~COPIED : high | COPIED) >>> 0;
-    for (let i = 0; i < count; i++) {
-      if ((counts.at(first + i) === 1) === copied) continue;
-      view.setUint32(at + i * entrySize, other);
+    for (let i = 0; i < count; ) {
+      const same = counts.run(first + i, count - i, copied);
+      i += same;
+      const other = counts.run(first + i, count - i, !copied);
+      if (other === 0) continue;
       if (from < 0) from = at + i * entrySize;
-      to = at + (i + 1) * entrySize;
+      for (const end = i + other; i < end; i++) {
+        const flagged = at + i * entrySize;
+        bytes[flagged] = (bytes[flagged] as number) ^ (COPIED >>> 24);
+      }
+      to = at + i * entrySize;
     }
     at += count * entrySize;
   }
@@ -179,6 +184,22 @@ class CountReader {
   /** The refcount of a cluster that is at hand. */
   at(cluster: number): number {
     return this.#bytes === undefined ? 0 : getRefcount(this.#bytes, this.#order, cluster - this.#first);
+  }
+
+  /** How many of `count` clusters that are at hand have, one after the other, a refcount of one (`alone`) or another. */
+  run(cluster: number, count: number, alone: boolean): number {
+    const bytes = this.#bytes;
+    const first = cluster - this.#first;
+    let i = 0;
+    if (bytes === undefined) return alone ? 0 : count;
+    if (this.#order === 4) {
+      for (let at = first * 2; i < count; i++, at += 2) {
+        if ((bytes[at + 1] === 1 && bytes[at] === 0) !== alone) break;
+      }
+    } else {
+      while (i < count && (getRefcount(bytes, this.#order, first + i) === 1) === alone) i++;
+    }
+    return i;
   }
 
   async load(cluster: number): Promise<void> {

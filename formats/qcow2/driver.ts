@@ -59,6 +59,7 @@ async function openLayer(storage: Storage, options: LayerOpenOptions, opened: St
     snapshots: snapshotTable.snapshots,
     size: sizeOf(header, snapshot),
     cache: context.cache,
+    inflate: context.inflate,
     leases: new LeaseBook(),
     live: snapshot === undefined,
   };

@@ -77,8 +77,9 @@ export function setCompressedEntry(
  */
 export function runLength(view: DataView, at: number, high: number, low: number, clusterSize: number): number {
   let end = at + 8;
+  const limit = view.byteLength; // asked once: to V8 it is a call
   // Past 2^32 no entry has the expected half: another run begins.
-  for (let expected = low + clusterSize; end < view.byteLength; expected += clusterSize, end += 8) {
+  for (let expected = low + clusterSize; end < limit; expected += clusterSize, end += 8) {
     if (view.getUint32(end + 4) !== expected || view.getUint32(end) !== high) break;
   }
   return (end - at) / 8;

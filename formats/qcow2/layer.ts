@@ -1,5 +1,6 @@
 import type { BlockCache } from '../cache/cache.ts';
 import { ImageError, LunetteError } from '../core/errors.ts';
+import type { Inflate } from '../core/inflate.ts';
 import type { IoVec } from '../core/iov.ts';
 import { alignUp, divideUp } from '../core/units.ts';
 import type { BitmapStore, ChangeRecorder } from '../image/bitmaps.ts';
@@ -44,6 +45,7 @@ export interface Qcow2LayerParts {
   /** Guest size: the header's, or that of the snapshot that was opened. */
   readonly size: number;
   readonly cache: BlockCache;
+  readonly inflate?: Inflate | undefined;
   /** Undefined when the image was opened only to be described. */
   readonly tables: { readonly l1: PointerTable; readonly slices: SliceCache } | undefined;
   /** Undefined when the layer is read-only. */
@@ -72,6 +74,7 @@ export class Qcow2Layer implements Layer {
   readonly #snapshots: readonly Qcow2Snapshot[];
   #size: number;
   readonly #cache: BlockCache;
+  readonly #inflate: Inflate | undefined;
   readonly #dataStorage: Storage;
   readonly #payload: Payload;
   readonly #guestSectors: GuestSectors | undefined;
@@ -97,6 +100,7 @@ export class Qcow2Layer implements Layer {
     this.cutsEnd = parts.dataStorage !== storage;
     this.#snapshots = parts.snapshots;
     this.#cache = parts.cache;
+    this.#inflate = parts.inflate;
     this.#size = parts.size;
     this.#dataStorage = parts.dataStorage;
     this.#payload = parts.payload;
@@ -139,6 +143,7 @@ export class Qcow2Layer implements Layer {
       storage,
       type: header.compressionType,
       clusterSize,
+      inflate: parts.inflate,
       cache: parts.cache.space(divideUp(parts.size, clusterSize)),
       lengthOf: (guestOffset, hostOffset) => {
         const slice = mapping.sliceOf(guestOffset);
@@ -324,6 +329,7 @@ export class Qcow2Layer implements Layer {
         snapshots: this.snapshots,
         size,
         cache: this.#cache,
+        inflate: this.#inflate,
         tables: { l1: await PointerTable.load(storage, options), slices },
         writer: undefined,
         leases: this.leases,

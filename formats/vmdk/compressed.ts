@@ -1,14 +1,10 @@
-import { promisify } from 'node:util';
-import { inflate, inflateRaw } from 'node:zlib';
 import type { BlockCache, BlockSpace } from '../cache/cache.ts';
 import { ImageError } from '../core/errors.ts';
+import { type Inflate, inflatePlain, outputOf } from '../core/inflate.ts';
 import { IoVec } from '../core/iov.ts';
 import { getU32LE } from '../core/words.ts';
 import type { Storage } from '../storage/storage.ts';
 import { SECTOR } from './header.ts';
-
-const inflateAsync = promisify(inflate);
-const inflateRawAsync = promisify(inflateRaw);
 
 /** Bytes before a compressed grain: its first sector on the disk and its size, or the size alone. */
 const MARKER_SIZE = 12;
@@ -20,14 +16,20 @@ export class CompressedGrains {
   /** Bytes. */
   readonly #grain: number;
   readonly #markers: boolean;
+  readonly #inflate: Inflate;
   readonly #space: BlockSpace;
   readonly #loading = new Map<number, Promise<Uint8Array>>();
 
-  /** @param options.markers grains say which sector of the disk they are for */
-  constructor(storage: Storage, cache: BlockCache, options: { grain: number; count: number; markers: boolean }) {
+  /** @param options.markers grains say which sector of the disk they are for; inflate: default Node's */
+  constructor(
+    storage: Storage,
+    cache: BlockCache,
+    options: { grain: number; count: number; markers: boolean; inflate?: Inflate | undefined },
+  ) {
     this.#storage = storage;
     this.#grain = options.grain;
     this.#markers = options.markers;
+    this.#inflate = options.inflate ?? inflatePlain;
     this.#space = cache.space(options.count);
   }
 
@@ -55,11 +57,10 @@ export class CompressedGrains {
 
   async #load(index: number, sector: number, length: number): Promise<Uint8Array> {
     const offset = sector * SECTOR;
-    const fail = (why: string, cause?: unknown): never => {
+    const fail = (why: string): never => {
       throw new ImageError('CORRUPT', `the compressed grain ${index} ${why}`, {
         path: this.#storage.path,
         offset,
-        cause,
       });
     };
     const head = this.#markers ? MARKER_SIZE : SIZE_ONLY;
@@ -81,15 +82,11 @@ export class CompressedGrains {
       packed = whole;
     }
     const data = packed.subarray(head, head + size);
-    let plain: Uint8Array;
-    try {
-      plain = await (hasZlibHeader(data) ? inflateAsync : inflateRawAsync)(data, { maxOutputLength: this.#grain });
-    } catch (error) {
-      return fail('cannot be unpacked', error);
-    }
-    if (plain.length < length) fail(`has ${plain.length} bytes when unpacked, instead of ${length}`);
-    // Buffers of zlib may be parts of larger ones: the cache counts what it keeps.
-    const bytes = plain.length === plain.buffer.byteLength ? plain : new Uint8Array(plain);
+    const plain = outputOf(this.#grain);
+    const done = await this.#inflate(hasZlibHeader(data) ? 'zlib' : 'raw', data, plain);
+    if (done === undefined) return fail('cannot be unpacked');
+    if (done < length) fail(`has ${done} bytes when unpacked, instead of ${length}`);
+    const bytes = done === plain.length ? plain : new Uint8Array(plain.subarray(0, done));
     this.#space.set(index, bytes);
     return bytes;
   }

@@ -121,7 +121,12 @@ async function openHosted(storage: Storage, header: HostedHeader, options: Spars
     cache: context.cache,
     facts: { type: 'SPARSE', compressed, dirty: header.uncleanShutdown !== 0, version: header.version },
     compressed: compressed
-      ? new CompressedGrains(storage, context.cache, { grain, count: divideUp(length, grain), markers })
+      ? new CompressedGrains(storage, context.cache, {
+          grain,
+          count: divideUp(length, grain),
+          markers,
+          inflate: context.inflate,
+        })
       : undefined,
   });
 }

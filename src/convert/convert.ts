@@ -17,6 +17,7 @@ import {
   type StorageOpener,
   writeStreamOptimized,
 } from '../../formats/index.ts';
+import { nativeInflate } from '../io/native-inflate.ts';
 import { openStorage as openNative } from '../io/open-storage.ts';
 import { compareDisks } from './compare.ts';
 import { type CopyOptions, copyDisk } from './copy.ts';
@@ -137,6 +138,7 @@ function hostFor(options: ConvertOptions, openStorage: StorageOpener): ImageHost
   return new ImageHost({
     cache: new SharedBlockCache(TARGET_CACHE),
     openStorage,
+    inflate: nativeInflate,
     ...(gate === undefined ? {} : { gate }),
     ...(warn === undefined ? {} : { warn }),
     ...(secrets === undefined ? {} : { secrets }),

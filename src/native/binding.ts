@@ -49,6 +49,8 @@ export interface QueueOperations {
   readonly lock: number;
   readonly unlock: number;
   readonly testLock: number;
+  /** Absent where this Node keeps its zlib to itself. */
+  readonly inflate?: number;
 }
 
 /** What probeDirectory finds, as bits. */

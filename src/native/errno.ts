@@ -7,6 +7,7 @@ const { errno } = constants;
 
 /** Negative, as results of native calls are. */
 export const EAGAIN = -errno.EAGAIN;
+export const EBADMSG = -errno.EBADMSG;
 export const EINTR = -errno.EINTR;
 export const EINVAL = -errno.EINVAL;
 export const ENOTTY = -errno.ENOTTY;

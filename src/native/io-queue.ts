@@ -1,4 +1,4 @@
-import type { IoVec } from '../../formats/core/iov.ts';
+import { IoVec } from '../../formats/core/iov.ts';
 import { type QueueHandle, type QueueOperations, requireNative } from './binding.ts';
 import { addressOf } from './memory.ts';
 
@@ -92,6 +92,17 @@ export class IoQueue {
     length: number,
   ): Promise<number> {
     return this.#push(operation, fd, offset, length, undefined, source, sourceOffset);
+  }
+
+  /**
+   * Unpacks a deflate stream; `form` is the number of a DeflateForm (native/inflate.h). Neither array is empty. Only where `operations.inflate` is there.
+   *
+   * @returns bytes of output
+   */
+  inflate(form: number, input: Uint8Array, output: Uint8Array): Promise<number> {
+    const { inflate } = this.operations;
+    if (inflate === undefined) return Promise.reject(new TypeError('this Node has no zlib to be called'));
+    return this.#push(inflate, -1, form, 0, IoVec.of(input).append(output));
   }
 
   /** Waits for what is in flight and ends the threads. Later requests reject. Safe to call twice. */

@@ -4,6 +4,7 @@ import { MiB } from '../../formats/core/units.ts';
 import { DirectoryGate, OPEN_GATE, type OpenGate } from '../../formats/image/gate.ts';
 import { ImageHost, SharedBlockCache } from '../../formats/index.ts';
 import type { Storage, StorageOpener } from '../../formats/storage/storage.ts';
+import { nativeInflate } from '../io/native-inflate.ts';
 import { openStorage } from '../io/open-storage.ts';
 import { formatOfHead, HEAD } from './foreign.ts';
 import { secretsOf } from './secrets.ts';
@@ -28,6 +29,7 @@ export const DEFAULT_CACHE_BYTES = 64 * MiB;
 export function createHost(options: HostOptions = {}): ImageHost {
   return new ImageHost({
     cache: new SharedBlockCache(options.cacheBytes ?? DEFAULT_CACHE_BYTES),
+    inflate: nativeInflate,
     openStorage: options.warn === undefined ? openStorage : openerThatWarns(options.warn),
     gate: createGate(options),
     workingDirectory: process.cwd(),

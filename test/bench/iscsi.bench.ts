@@ -11,6 +11,7 @@ import { type Bench, bench, median } from '../support/bench.ts';
 import { applyLoad, dropFromPageCache, type Load, type LoadResult, type Serving } from '../support/iscsi-load.ts';
 import { isBuilt, startExport } from '../support/lunette-export.ts';
 import { memoryFolder } from '../support/memory-folder.ts';
+import { loopDelay, scrape } from '../support/metrics.ts';
 import { freePort } from '../support/ports.ts';
 import { qemu } from '../support/qemu.ts';
 import { Random } from '../support/random.ts';
@@ -165,10 +166,10 @@ bench(
     for (const depth of [32, 1]) {
       await dropFromPageCache(raw);
       await sleep(200); // what starting and dropping did to the loop is not what is measured
-      await metrics(port); // a scrape begins a new window
+      await scrape(port); // a scrape begins a new window
       const load: Load = { name: '', kind: 'read', block: 4 * KiB, depth, random: true };
       const { iops, cpuUs } = await applyLoad(load, target, seconds, 0);
-      const delay = loopDelay(await metrics(port));
+      const delay = loopDelay(await scrape(port));
       rows.push([
         `4 KiB random read, depth ${depth}`,
         iops.toFixed(0),
@@ -185,18 +186,3 @@ bench(
   },
   () => requires.libiscsi() || requires.linux(),
 );
-
-async function metrics(port: number): Promise<string> {
-  const response = await fetch(`http://127.0.0.1:${port}/metrics`);
-  if (!response.ok) throw new Error(`metrics: ${response.status}`);
-  return response.text();
-}
-
-/** Seconds: the 99th percentile of the event loop's delay. */
-function loopDelay(text: string): number {
-  const match =
-    /^\w*event_?loop_?(?:lag|delay)\w*p99\w* ([\d.e+-]+)$/m.exec(text) ??
-    /^\w*event_?loop_?(?:lag|delay)\w*\{[^}]*quantile="0\.99"[^}]*\} ([\d.e+-]+)$/m.exec(text);
-  if (match === null) throw new Error(`no event-loop delay among the metrics:\n${text.slice(0, 3000)}`);
-  return Number(match[1]);
-}

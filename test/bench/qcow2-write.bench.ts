@@ -59,7 +59,7 @@ const LOADS: readonly Load[] = [
     block: 4 * KiB,
     step: 10_007,
     depth: 32,
-    count: [200, 6000],
+    count: [200, 24_000],
     flushEvery: 32,
     aim: 1,
   },
