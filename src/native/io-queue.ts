@@ -1,4 +1,4 @@
-import { IoVec } from '../../formats/core/iov.ts';
+import type { IoVec } from '../../formats/core/iov.ts';
 import { type QueueHandle, type QueueOperations, requireNative } from './binding.ts';
 import { addressOf } from './memory.ts';
 
@@ -95,14 +95,14 @@ export class IoQueue {
   }
 
   /**
-   * Unpacks a deflate stream; `form` is the number of a DeflateForm (native/inflate.h). Neither array is empty. Only where `operations.inflate` is there.
+   * Unpacks a deflate stream: `iov` is two pieces, the stream and room for the output, neither empty; `form` is the number of a DeflateForm (native/inflate.h). Only where `operations.inflate` is there.
    *
    * @returns bytes of output
    */
-  inflate(form: number, input: Uint8Array, output: Uint8Array): Promise<number> {
+  inflate(form: number, iov: IoVec): Promise<number> {
     const { inflate } = this.operations;
     if (inflate === undefined) return Promise.reject(new TypeError('this Node has no zlib to be called'));
-    return this.#push(inflate, -1, form, 0, IoVec.of(input).append(output));
+    return this.#push(inflate, -1, form, 0, iov);
   }
 
   /** Waits for what is in flight and ends the threads. Later requests reject. Safe to call twice. */
