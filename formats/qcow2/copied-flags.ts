@@ -21,8 +21,8 @@ export async function clearCopied(state: WriteState, tables: readonly number[]):
   await changeTables(state, tables, (bytes) => withoutCopied(bytes, entrySize));
 }
 
-/** Reads tables, and writes what `change` made of them, several at a time. */
-async function changeTables(
+/** Reads L2 tables in the order of the file, and writes what `change` made of them, several at a time. Rules as for clearCopied(). */
+export async function changeTables(
   state: WriteState,
   tables: readonly number[],
   change: (bytes: Uint8Array, table: number) => Changed | undefined | Promise<Changed | undefined>,
@@ -83,7 +83,8 @@ function withoutCopied(bytes: Uint8Array, entrySize: number): Changed | undefine
   return changed;
 }
 
-interface Changed {
+/** The first byte of a table that changed, and the one behind the last. */
+export interface Changed {
   readonly from: number;
   readonly to: number;
 }

@@ -1,11 +1,7 @@
-import { ImageError } from '../core/errors.ts';
 import type { Reservation } from '../image/layer.ts';
 import { EntryView } from './entry.ts';
-import { getU32, setEntry, ZERO_BIT } from './l2.ts';
+import { setEntry } from './l2.ts';
 import { ensureL2Table } from './l2-tables.ts';
-import { PointerTable } from './pointer-table.ts';
-import { readBytes } from './refcount.ts';
-import type { Qcow2Snapshot } from './snapshot.ts';
 import type { WriteState } from './write-state.ts';
 import { zeroFill } from './zero-fill.ts';
 
@@ -79,28 +75,4 @@ async function fill(reservation: Reservation): Promise<void> {
     throw error;
   }
   await reservation.commit();
-}
-
-/** @throws {ImageError} UNSUPPORTED when a snapshot's own tables have zero clusters: they are not changed */
-export async function refuseZerosInSnapshots(state: WriteState, snapshots: readonly Qcow2Snapshot[]): Promise<void> {
-  const { storage, geometry } = state.parts;
-  const { clusterSize, entrySize } = geometry;
-  const seen = new Set<number>();
-  for (const { id, l1TableOffset: offset, l1Size: entries } of snapshots) {
-    const l1 = await PointerTable.load(storage, { name: 'snapshot L1 table', offset, entries, clusterSize });
-    for (let i = 0; i < l1.entries; i++) {
-      const table = l1.checkedTarget(i);
-      if (table === 0 || seen.has(table)) continue;
-      seen.add(table);
-      const bytes = await readBytes(storage, table, clusterSize);
-      for (let at = 0; at < clusterSize; at += entrySize) {
-        const compressed = (getU32(bytes, at) & 0x40000000) !== 0;
-        if (compressed || (getU32(bytes, at + 4) & ZERO_BIT) === 0) continue;
-        throw new ImageError('UNSUPPORTED', `snapshot ${id} has zero clusters, which compat 0.10 cannot say`, {
-          path: storage.path,
-          help: 'Delete the snapshot first, or convert the image.',
-        });
-      }
-    }
-  }
 }

@@ -4,12 +4,13 @@ import { divideUp } from '../core/units.ts';
 import type { NewSnapshotOptions } from '../image/layer.ts';
 import { clearCopied, restoreCopied, tablesOf } from './copied-flags.ts';
 import { countThroughL1 } from './count-references.ts';
+import { expandSnapshotZeros, planZeroExpansion } from './expand-snapshot-zeros.ts';
 import { HEADER_V2, MAX_L1_BYTES, type Qcow2Header } from './header.ts';
 import { COPIED } from './l2.ts';
 import { PointerTable } from './pointer-table.ts';
 import { readBytes } from './refcount.ts';
 import { RefcountBatch } from './refcount-batch.ts';
-import type { ReferenceCounts } from './reference-counts.ts';
+import { ReferenceCounts } from './reference-counts.ts';
 import {
   checkSnapshotL1,
   findSnapshot,
@@ -119,6 +120,37 @@ export class SnapshotEditor {
       await this.#host.flush();
       await this.#switchTable(tableAt, entries.length);
       return undefined;
+    });
+  }
+
+  /** Takes the zero flag, which version 2 does not have, out of the tables of all snapshots; they show the same. */
+  async expandZeros(): Promise<void> {
+    const { state } = this.#host;
+    const { leases, storage, geometry } = state.parts;
+    if (this.#table.snapshots.length === 0) return;
+    await this.#host.quiet();
+    const plan = await planZeroExpansion(state, this.#table.snapshots);
+    if (plan.tables.size === 0) return;
+    await this.#marked(async (undo) => {
+      const lost = this.#batch(plan.losses);
+      await lost.check(false);
+      const clusters: number[] = [];
+      for (const _ of plan.fills) {
+        clusters.push((await this.#take(undo, new Uint8Array(geometry.clusterSize))) / geometry.clusterSize);
+      }
+      const gains = new ReferenceCounts(divideUp(storage.size, geometry.clusterSize) + 1);
+      for (const [i, references] of plan.fills.entries()) gains.add(clusters[i] as number, 1, references - 1);
+      const gained = this.#batch(gains); // shared out so that refcounts can count them
+      undo.push(() => gained.undo());
+      await gained.raise();
+      await this.#host.flush();
+      undo.push(() => Promise.reject(new LunetteError('IO', 'some tables refer to the new clusters already')));
+      await state.change(() => expandSnapshotZeros(state, plan, clusters));
+      await this.#host.flush();
+      return async () => {
+        await leases.quiesced();
+        await lost.lower();
+      };
     });
   }
 

@@ -11,7 +11,7 @@ import type { CompressedClusters } from './compressed.ts';
 import { makeCompressedReservation } from './compressed-reservation.ts';
 import { type ZeroMode, zeroSlice } from './discard-zero.ts';
 import { CRYPT_NONE } from './encryption.ts';
-import { expandZeros, refuseZerosInSnapshots } from './expand-zeros.ts';
+import { expandZeros } from './expand-zeros.ts';
 import { EXTENSION, MAX_BACKING_FORMAT } from './extensions.ts';
 import { AUTOCLEAR, COMPATIBLE, INCOMPATIBLE } from './features.ts';
 import { Flusher } from './flush.ts';
@@ -207,7 +207,6 @@ export class Qcow2Writer {
    */
   async amend(version: 2 | 3, diskSize: number, change: () => Promise<void>): Promise<void> {
     const { geometry } = this.#header;
-    const { snapshots } = this.snapshots.table;
     if (this.#unmended) {
       throw new ImageError('CORRUPT', 'a change of its snapshots failed half way', {
         path: this.#state.parts.storage.path,
@@ -216,9 +215,9 @@ export class Qcow2Writer {
     }
     if (version === 3 && geometry.version === 2) await this.snapshots.complete(diskSize);
     if (version === 2 && geometry.version > 2) {
-      await refuseZerosInSnapshots(this.#state, snapshots);
       const reserve = (offset: number, length: number) => this.reserve(offset, length, diskSize);
       await expandZeros(this.#state, diskSize, reserve, () => this.#relieve());
+      await this.snapshots.expandZeros();
     }
     await this.bitmaps.end();
     await this.#quiet();

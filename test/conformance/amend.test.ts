@@ -25,6 +25,8 @@ interface Shape {
   readonly options?: Readonly<Record<string, string | number>>;
   readonly backing?: boolean;
   readonly snapshot?: boolean;
+  /** The snapshot has zero clusters, with a place in the file and without. */
+  readonly zeros?: boolean;
   /** Lines that QEMU takes and we do not: it loses what the older version cannot say. */
   readonly refused?: readonly string[];
   readonly after?: (path: string) => Promise<unknown>;
@@ -37,6 +39,8 @@ const SHAPES: readonly Shape[] = [
   { what: 'version 2 over a backing file', backing: true, options: { compat: '0.10' } },
   { what: 'version 2 with a snapshot', snapshot: true, options: { compat: '0.10' }, clusterSize: 512 },
   { what: 'version 3 with a snapshot', snapshot: true, clusterSize: 512 },
+  { what: 'zero clusters in a snapshot', snapshot: true, zeros: true, clusterSize: 4 * KiB },
+  { what: 'zero clusters in a snapshot over a backing file', snapshot: true, zeros: true, backing: true },
   { what: 'wide refcounts and lazy', options: { refcount_bits: 64, lazy_refcounts: 'on' }, clusterSize: 64 * KiB },
   { what: 'one bit', options: { refcount_bits: 1 }, clusterSize: 512 },
   { what: 'zstd', options: { compression_type: 'zstd' }, refused: DOWN },
@@ -68,7 +72,10 @@ const LINES = [
   'size=12M',
 ];
 
-async function make(t: Cleanup, { clusterSize = 64 * KiB, options, backing, snapshot, after }: Shape): Promise<string> {
+async function make(
+  t: Cleanup,
+  { clusterSize = 64 * KiB, options, backing, snapshot, zeros, after }: Shape,
+): Promise<string> {
   const folder = await temporaryDirectory(t);
   const lower = await create(t, { path: join(folder, 'base.qcow2'), size: 6 * MiB, clusterSize: 4 * KiB });
   await qemuIo(lower, ['write -P 9 0 6M']);
@@ -82,9 +89,10 @@ async function make(t: Cleanup, { clusterSize = 64 * KiB, options, backing, snap
   await qemuIo(path, ['write -P 1 100k 1M', 'write -P 2 7M 100k', 'write -z 3M 200k']).catch(() => undefined);
   if (options?.compat !== '0.10') await qemuIo(path, ['write -z -u 5M 300k', 'write -z 200k 128k']);
   if (snapshot === true) {
-    if (options?.compat !== '0.10')
+    if (options?.compat !== '0.10' && zeros !== true)
       await qemuIo(path, ['write -P 3 3M 200k', 'write -P 3 5M 300k', 'write -P 3 200k 128k']);
     await qemuImg('snapshot', '-c', 'before', path);
+    if (zeros === true) await qemuImg('snapshot', '-c', 'again', path); // shares all tables with the first
     await qemuIo(path, ['write -P 4 1M 1M']);
   }
   await after?.(path);
