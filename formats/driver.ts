@@ -43,6 +43,8 @@ export interface LayerOpenOptions {
   readonly snapshot?: string | undefined;
   /** Warnings about the image become failures. */
   readonly strict?: boolean | undefined;
+  /** Others may write to the file while it is open for reading: nothing of it may be kept beyond a request. */
+  readonly shared?: boolean | undefined;
   /** Which file of an archive. Default: the only disk in it. */
   readonly member?: string | undefined;
   /** Open for writing although other images stand on this one. */

@@ -13,6 +13,7 @@ import type { Layer } from './image/layer.ts';
 import { checkParentIds } from './image/parent.ts';
 import { DRIVERS, driverOf, probe } from './registry.ts';
 import { openFileStorage } from './storage/file.ts';
+import { writerNotice, writerOf } from './storage/lock-holders.ts';
 import type { LockMode, Storage, StorageOpener } from './storage/storage.ts';
 
 /** Longest chain of backing files; QEMU has no limit and runs out of descriptors. */
@@ -133,17 +134,27 @@ export class ImageHost {
       const image: ChainImage = new ChainImage(layers, {
         path,
         readOnly,
+        shared,
         release: async () => {
           this.#images.delete(image);
           await settle(releases.map((release) => release()));
         },
       });
       this.#images.add(image);
+      if (shared) await this.#tellWriters(layers);
       return image;
     } catch (error) {
       await settle(releases.map((release) => release())).catch(() => undefined);
       if (error instanceof LunetteError) error.path ??= path;
       throw error;
+    }
+  }
+
+  /** Says of each file of a chain who writes to it. */
+  async #tellWriters(layers: readonly Layer[]): Promise<void> {
+    for (const { storage } of layers) {
+      const writer = await writerOf(storage);
+      if (writer !== undefined) this.#warn(writerNotice(writer), storage.path);
     }
   }
 
@@ -176,7 +187,7 @@ export class ImageHost {
     const layer = await this.#openDriver(
       storage,
       options.format,
-      { readOnly, snapshot, strict, force, member, discardNoUnref, secrets: options.secrets ?? this.#secrets },
+      { readOnly, snapshot, strict, force, member, discardNoUnref, shared, secrets: options.secrets ?? this.#secrets },
       mode,
     );
     if (!readOnly) this.#live.set(storage.id, layer);
@@ -395,7 +406,7 @@ export class ImageHost {
     return this.#openDriver(
       entered,
       format,
-      { readOnly: true, strict: options.strict, secrets: options.secrets ?? this.#secrets },
+      { readOnly: true, strict: options.strict, shared, secrets: options.secrets ?? this.#secrets },
       mode,
     );
   }

@@ -9,6 +9,7 @@ import { begin, ChainReader, settle } from './chain-read.ts';
 import { cloneRange } from './clone-range.ts';
 import { ABSENT, ExtentBuffer, isWritable, ZERO } from './extent.ts';
 import { fillRegions } from './fill-regions.ts';
+import { FreshReader } from './fresh-read.ts';
 import type { Image, ImageLimits } from './image.ts';
 import type { Compression, EncodedUnit, Layer, ResizeOptions } from './layer.ts';
 import { writeUnits } from './write-compressed.ts';
@@ -28,6 +29,8 @@ export class ChainImage implements Image {
   readonly path: string;
   readonly layers: readonly Layer[];
   readonly readOnly: boolean;
+  /** Others may write to its files meanwhile: where something lies is good for nothing but telling. */
+  readonly shared: boolean;
   readonly limits: ImageLimits;
   readonly #top: Layer;
   readonly #reader: ChainReader;
@@ -56,7 +59,7 @@ export class ChainImage implements Image {
    */
   constructor(
     layers: readonly Layer[],
-    options: { path?: string; readOnly?: boolean; release?: () => Promise<void> } = {},
+    options: { path?: string; readOnly?: boolean; shared?: boolean; release?: () => Promise<void> } = {},
   ) {
     const top = layers[0];
     if (top === undefined) throw new LunetteError('INVALID', 'an image needs at least one layer');
@@ -65,7 +68,8 @@ export class ChainImage implements Image {
     this.path = options.path ?? top.storage.path;
     this.readOnly = top.readOnly || (options.readOnly ?? false);
     this.limits = top.limits;
-    this.#reader = new ChainReader(layers);
+    this.shared = options.shared ?? false;
+    this.#reader = this.shared ? new FreshReader(layers) : new ChainReader(layers);
     this.#recorder = top.recorder;
     this.#lifetime = new Lifetime(this.path);
     this.#release = options.release ?? (() => closeLayers(layers));

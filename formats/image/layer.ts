@@ -121,6 +121,13 @@ export interface Layer {
    */
   openVmState?(reference: SnapshotReference): Promise<{ layer: Layer; offset: number; size: number }>;
   /**
+   * Forgets what is in memory of the tables for a range, and reads it anew: for files that are open while others write to them (force-share).
+   * Absent: nothing is kept that could be of before.
+   *
+   * @throws {LunetteError} LOCKED when what is open is not there any more
+   */
+  renew?(offset: number, length: number): Promise<void>;
+  /**
    * Makes all completed writes and committed reservations durable: data, then metadata in the format's order. Calls never overlap.
    */
   flush(): Promise<void>;

@@ -9,6 +9,7 @@ import { AUTOCLEAR, INCOMPATIBLE } from './features.ts';
 import { announcedClusterSize, MAGIC, parseHeader, type Qcow2Header } from './header.ts';
 import { Qcow2Layer } from './layer.ts';
 import { PointerTable } from './pointer-table.ts';
+import { Renewal } from './renewal.ts';
 import { SliceCache } from './slices.ts';
 import {
   checkSnapshotL1,
@@ -62,6 +63,7 @@ async function openLayer(storage: Storage, options: LayerOpenOptions, opened: St
     inflate: context.inflate,
     leases: new LeaseBook(),
     live: snapshot === undefined,
+    shared: options.shared ?? false,
   };
   if (describeOnly) {
     const payload = { storage, guestCipher: undefined };
@@ -87,7 +89,8 @@ async function openLayer(storage: Storage, options: LayerOpenOptions, opened: St
       });
   // A dirty image that is open for writing has been repaired.
   const now = writer === undefined ? header : { ...header, dirty: false };
-  return new Qcow2Layer({ ...parts, header: now, dataStorage, payload, tables, writer });
+  const renewal = parts.shared ? new Renewal({ storage, header, snapshot, ...tables }) : undefined;
+  return new Qcow2Layer({ ...parts, header: now, dataStorage, payload, tables, writer, renewal });
 }
 
 /** Reads and checks the header: no more than the first cluster of the file. */

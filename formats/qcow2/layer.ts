@@ -1,4 +1,4 @@
-import type { BlockCache } from '../cache/cache.ts';
+import type { BlockCache, BlockSpace } from '../cache/cache.ts';
 import { ImageError, LunetteError } from '../core/errors.ts';
 import type { Inflate } from '../core/inflate.ts';
 import type { IoVec } from '../core/iov.ts';
@@ -30,6 +30,7 @@ import type { Qcow2Header } from './header.ts';
 import { COMPRESSED_BIT, compressedLength, compressedOffset, getU32 } from './l2.ts';
 import { Mapping } from './mapping.ts';
 import { PointerTable } from './pointer-table.ts';
+import type { Renewal } from './renewal.ts';
 import type { SliceCache } from './slices.ts';
 import { checkSnapshotL1, type Qcow2Snapshot } from './snapshot.ts';
 import { type SnapshotEditor, selectSnapshot } from './snapshot-editor.ts';
@@ -53,9 +54,20 @@ export interface Qcow2LayerParts {
   readonly leases: LeaseBook;
   /** The live disk, no snapshot. */
   readonly live: boolean;
+  /** Others may write to the file: nothing that is read may be kept. */
+  readonly shared?: boolean;
+  readonly renewal?: Renewal | undefined;
   /** For a view of another layer's file: gives back what it shares, in place of closing it. */
   readonly giveBack?: () => Promise<void>;
 }
+
+/** The cache of a file that others write to. */
+const KEEPS_NOTHING: BlockSpace = {
+  get: () => undefined,
+  set: () => undefined,
+  delete: () => undefined,
+  release: () => undefined,
+};
 
 /** A qcow2 image, or one of its internal snapshots: mapping and compressed clusters here, everything that changes the file in the writer. */
 export class Qcow2Layer implements Layer {
@@ -83,6 +95,7 @@ export class Qcow2Layer implements Layer {
   readonly #compressed: CompressedClusters | undefined;
   readonly #writer: Qcow2Writer | undefined;
   readonly #giveBack: (() => Promise<void>) | undefined;
+  readonly #renewal: Renewal | undefined;
   #closing: Promise<void> | undefined;
   /** This layer and views of its snapshots: the last to close closes the file. */
   #users = 1;
@@ -108,6 +121,7 @@ export class Qcow2Layer implements Layer {
     this.#guestSectors = guestCipher === undefined ? undefined : new GuestSectors(parts.dataStorage, guestCipher);
     this.#writer = writer;
     this.#giveBack = parts.giveBack;
+    this.#renewal = parts.renewal;
     this.readOnly = writer === undefined;
     this.recorder = writer?.bitmaps;
     // Bitmaps are of the live disk, not of its snapshots.
@@ -144,7 +158,7 @@ export class Qcow2Layer implements Layer {
       type: header.compressionType,
       clusterSize,
       inflate: parts.inflate,
-      cache: parts.cache.space(divideUp(parts.size, clusterSize)),
+      cache: parts.shared === true ? KEEPS_NOTHING : parts.cache.space(divideUp(parts.size, clusterSize)),
       lengthOf: (guestOffset, hostOffset) => {
         const slice = mapping.sliceOf(guestOffset);
         const bytes = slice < 0 ? undefined : tables.slices.peek(slice);
@@ -187,6 +201,11 @@ export class Qcow2Layer implements Layer {
     }
     const hostOffset = extents.storageOffsets[index] as number;
     await this.#compressed?.read(offset, hostOffset, iov);
+  }
+
+  async renew(offset: number, length: number): Promise<void> {
+    await this.#renewal?.renew(offset, length);
+    if (this.#dataStorage !== this.storage && this.#renewal !== undefined) await this.#dataStorage.lock('shared');
   }
 
   async beginWrite(): Promise<void> {

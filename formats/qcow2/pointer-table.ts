@@ -118,6 +118,30 @@ export class PointerTable {
     }
   }
 
+  /**
+   * Takes the entries from `first` on and before `end` anew from the file, where another program may have changed or moved the table. Nothing
+   * is dirty.
+   */
+  async reload(
+    storage: Storage,
+    { offset, entries }: { readonly offset: number; readonly entries: number },
+    first: number,
+    end: number,
+  ): Promise<void> {
+    const stop = Math.min(end, entries);
+    const bytes = new Uint8Array(Math.max(0, stop - first) * ENTRY);
+    const from = offset + first * ENTRY;
+    const inFile = Math.max(0, Math.min(bytes.length, storage.size - from));
+    if (inFile > 0) await storage.readv(from, IoVec.of(bytes, 0, inFile));
+    if (entries * ENTRY !== this.#bytes.length) {
+      const longer = new Uint8Array(entries * ENTRY);
+      longer.set(this.#bytes.subarray(0, longer.length));
+      this.#bytes = longer;
+    }
+    this.offset = offset;
+    if (bytes.length > 0) this.#bytes.set(bytes, first * ENTRY);
+  }
+
   /** Becomes another table: what a reader maps from now on. All of it is in the file already. */
   replace(offset: number, bytes: Uint8Array): void {
     this.#bytes = bytes;

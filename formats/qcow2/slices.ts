@@ -221,6 +221,12 @@ export class SliceCache {
     }
   }
 
+  /** Forgets all slices, none of which is dirty: another program may have written over them. */
+  forgetAll(): void {
+    this.#forgotten++;
+    this.release();
+  }
+
   /** Takes all dirty slices of a kind for a write-back: their bytes as of now, whatever changes later. */
   takeDirty(kind: SliceKind): SliceBatch {
     const slices: number[] = [];

@@ -1,8 +1,10 @@
 /** Who holds byte-range locks on a file, as far as /proc shows it. */
 
+import { fstatSync } from 'node:fs';
 import { readdir, readFile, stat } from 'node:fs/promises';
 import { isDeepStrictEqual } from 'node:util';
 import { deviceNumbers, type FileIdentity, type OpenFile } from './open-file.ts';
+import type { Storage } from './storage.ts';
 
 /** An open file description with locks. */
 export interface Holder {
@@ -101,6 +103,28 @@ export async function findHolder(file: OpenFile, byte: number, pid?: number): Pr
     }
   }
   return ours;
+}
+
+/** QEMU's lock byte of those who write. */
+const WRITES = 101;
+
+/** Who writes to a file, as far as its locks show: `qemu-nbd (pid 1234)`; undefined when nobody does. */
+export async function writerOf(storage: Storage): Promise<string | undefined> {
+  if (storage.fd === null) return undefined;
+  const { dev: device, ino: inode } = fstatSync(storage.fd, { bigint: true });
+  const identity = { device, inode };
+  const locks = (await locksOnFile(identity)) ?? [];
+  const lock = locks.find(({ first, last }) => first <= WRITES && WRITES <= last);
+  if (lock === undefined) return undefined;
+  const { fd, path, size, id, readOnly } = storage;
+  const file = { fd, path, size, id, readOnly, isDevice: false, identity };
+  const holder = await findHolder(file, WRITES, lock.pid > 0 ? lock.pid : undefined);
+  return holder === undefined ? 'another program' : `${holder.name} (pid ${holder.pid})`;
+}
+
+/** What to say of a file that is read while somebody writes to it. */
+export function writerNotice(writer: string): string {
+  return `${writer} writes to it: this is what the file holds now, without what that program has not written yet`;
 }
 
 /** QEMU's bytes that one descriptor of a process has locked on this file. */

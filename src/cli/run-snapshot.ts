@@ -48,14 +48,21 @@ export async function looking<T>(
   act: (looking: Looking) => Promise<T>,
 ): Promise<T> {
   const { path } = parseImageName(image);
-  const host = createHost({ ...options, warn: (message, from) => warn(context, options, `${from}: ${message}`) });
+  const said = new Set<string>();
+  // A file may be opened several times on the way.
+  const sayOnce = (text: string): void => {
+    if (said.has(text)) return;
+    said.add(text);
+    warn(context, options, text);
+  };
+  const host = createHost({ ...options, warn: (message, from) => sayOnce(`${from}: ${message}`) });
   try {
     return await act({
       path,
       host,
       format: options.format,
       forceShare: options.forceShare ?? false,
-      notice: (message) => warn(context, options, `${path}: ${message}`),
+      notice: (message) => sayOnce(`${path}: ${message}`),
     });
   } catch (error) {
     throw explainFormat(error, options.format);

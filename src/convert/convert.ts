@@ -21,7 +21,7 @@ import { nativeInflate } from '../io/native-inflate.ts';
 import { openStorage as openNative } from '../io/open-storage.ts';
 import { compareDisks } from './compare.ts';
 import { type CopyOptions, copyDisk } from './copy.ts';
-import { concatenate, type DiskSource, withSize } from './disk.ts';
+import { concatenate, type DiskSource, isShared, withSize } from './disk.ts';
 import { WorkerEncoder } from './encoder.ts';
 import { StagedTarget } from './staging.ts';
 import { StreamChecksum } from './stream-checksum.ts';
@@ -179,7 +179,7 @@ async function writeImage(
       unchanged:
         backing === undefined ? undefined : (options.part?.unchanged ?? unchangedBelow(options.sources, image)),
       encoder,
-      clone: options.clone !== false && checksum === undefined,
+      clone: options.clone !== false && checksum === undefined && !options.sources.some(isShared),
       observe: checksum === undefined ? undefined : (offset, bytes) => checksum.update(offset, bytes),
     });
     failed = false;

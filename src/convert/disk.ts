@@ -5,6 +5,11 @@ import { ABSENT } from '../../formats/index.ts';
 /** What is read of a disk. Every Image is one. */
 export type DiskSource = Pick<Image, 'path' | 'size' | 'map' | 'tryReadv' | 'readv'>;
 
+/** True when others may write to a disk's files while it is read: where its bytes lie must not be relied on. */
+export function isShared(disk: DiskSource): boolean {
+  return (disk as { readonly shared?: boolean }).shared === true;
+}
+
 /** Reads a range: at once where that is possible. */
 export function readDisk(disk: DiskSource, offset: number, list: IoVec): Promise<void> | undefined {
   return disk.tryReadv(offset, list) ? undefined : disk.readv(offset, list);

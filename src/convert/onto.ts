@@ -2,7 +2,7 @@ import { LunetteError } from '../../formats/core/errors.ts';
 import type { Image } from '../../formats/index.ts';
 import { compareDisks } from './compare.ts';
 import { type CopyOptions, copyDisk } from './copy.ts';
-import { concatenate, type DiskSource } from './disk.ts';
+import { concatenate, type DiskSource, isShared } from './disk.ts';
 import { WorkerEncoder } from './encoder.ts';
 import { StreamChecksum } from './stream-checksum.ts';
 
@@ -41,7 +41,7 @@ export async function convertOnto(
     await copyDisk(source, target, {
       ...options,
       encoder,
-      clone: options.clone !== false && checksum === undefined,
+      clone: options.clone !== false && checksum === undefined && !options.sources.some(isShared),
       observe: checksum === undefined ? undefined : (offset, bytes) => checksum.update(offset, bytes),
     });
   } finally {

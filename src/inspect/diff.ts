@@ -37,12 +37,12 @@ export async function diffStates<T>(
 ): Promise<T> {
   if (options.forceShare !== true) return runDiff(path, from, to, options, use);
   // Others write to it: everything is found first, and thrown away when the file changed under way.
-  const held = await inspectFile(path, options, ({ layer }) => {
+  const held = await inspectFile(path, options, () => {
     const find = () => runDiff(path, from, to, { ...options, notice: undefined }, hold);
     const immutable = typeof from === 'object' && 'snapshot' in from && typeof to === 'object' && 'snapshot' in to;
     return immutable
       ? whileSnapshotsStay(path, [from.snapshot, to.snapshot], options, find)
-      : lookWhileStill(layer.storage, find);
+      : whileChainsAreStill(path, [from, to], options, find);
   });
   return use({ ...held, differences: batchesOf(held.extents) });
 }
@@ -66,6 +66,30 @@ async function hold({ fromSize, toSize, differences }: MappingDiff) {
     }
   }
   return { fromSize, toSize, extents };
+}
+
+/** Looks at all the files that the two states stand on. */
+async function whileChainsAreStill<T>(
+  path: string,
+  states: readonly DiffState[],
+  { host, format }: InspectOptions,
+  look: () => Promise<T>,
+): Promise<T> {
+  const chains: ChainImage[] = [];
+  try {
+    chains.push(await host.open(path, { readOnly: true, lock: 'shared', format }));
+    for (const state of states) {
+      if (typeof state === 'object' && 'file' in state) {
+        chains.push(await host.open(state.file, { readOnly: true, lock: 'shared' }));
+      }
+    }
+    return await lookWhileStill(
+      chains.flatMap(({ layers }) => layers.map(({ storage }) => storage)),
+      look,
+    );
+  } finally {
+    for (const chain of chains) await chain.close().catch(() => undefined);
+  }
 }
 
 /** What snapshots hold does not change, as long as they are there. */

@@ -12,5 +12,5 @@ export { OnlyDifferences } from './only-differences.ts';
 export { type ChangeStrip, collectReport, type Report, type ReportOptions } from './report.ts';
 export { renderAllocationPage, renderReport } from './report-page.ts';
 export { fittingSnapshots, type SelectBy, selectSnapshot } from './select-snapshot.ts';
-export { lookWhileStill, writerOf } from './still.ts';
+export { lookWhileStill } from './still.ts';
 export { type ImageUsage, measureUsage } from './usage.ts';

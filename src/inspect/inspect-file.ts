@@ -1,6 +1,7 @@
 import { ImageError } from '../../formats/core/errors.ts';
 import type { ImageHost, Layer, LayerInfo } from '../../formats/index.ts';
-import { lookWhileStill, writerOf } from './still.ts';
+import { writerNotice, writerOf } from '../../formats/storage/lock-holders.ts';
+import { lookWhileStill } from './still.ts';
 
 /** How a file is opened to be looked at. */
 export interface InspectOptions {
@@ -36,9 +37,7 @@ export async function inspectFile<T>(
     const { storage } = layer;
     const writer = forceShare ? await writerOf(storage) : undefined;
     if (writer !== undefined) {
-      notice?.(
-        `${writer} writes to it: this is what the file holds now, without what that program has not written yet`,
-      );
+      notice?.(writerNotice(writer));
     }
     const look: InspectedFile['look'] =
       writer === undefined && !forceShare ? (read) => read() : (read) => lookWhileStill(storage, read);
