@@ -2,7 +2,7 @@ import { connect, type Socket } from 'node:net';
 import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { fromSystemError, LunetteError, ProtocolError } from '../../formats/core/errors.ts';
 import type { IoVec } from '../../formats/core/iov.ts';
-import { type ByteStream, type Negotiated, negotiate } from './client-handshake.ts';
+import { abortOption, type ByteStream, type Negotiated, negotiate } from './client-handshake.ts';
 import { clientTlsOptions } from './client-tls.ts';
 import * as wire from './protocol.ts';
 import { type Pending, ReplyReader } from './reply-reader.ts';
@@ -53,7 +53,7 @@ export class ClientConnection {
       const { socket, rest } = stream.release();
       return new ClientConnection(socket, negotiated, rest, options.requestTimeoutMs);
     } catch (error) {
-      stream.destroy();
+      stream.leave(abortOption());
       throw error;
     } finally {
       clearTimeout(timer);
@@ -85,10 +85,16 @@ export class ClientConnection {
         length,
         iov: type === wire.CMD_READ ? iov : undefined,
         received: 0,
+        parts: undefined,
         error: undefined,
         descriptors,
         resolve: () => resolve(descriptors),
-        reject,
+        reject: (error) => {
+          // ESHUTDOWN: the protocol wants that we take leave. Whoever asked may ask the next server.
+          if (error instanceof LunetteError && error.code === 'DISCONNECTED' && this.lost === undefined) {
+            reject(this.#leave(error));
+          } else reject(error);
+        },
       });
       this.#send(type, flags, cookie, offset, length, type === wire.CMD_WRITE ? iov : undefined);
     });
@@ -96,13 +102,17 @@ export class ClientConnection {
 
   /** Says goodbye. Nothing is to be in flight. */
   close(): void {
-    if (this.lost !== undefined) return;
+    if (this.lost === undefined) this.#leave(new LunetteError('CLOSED', 'the connection is closed'));
+  }
+
+  #leave(why: LunetteError): LunetteError {
     this.#send(wire.CMD_DISC, 0, 0, 0, 0, undefined);
     const socket = this.#socket;
-    this.#lose(new LunetteError('CLOSED', 'the connection is closed'), false);
+    this.#lose(why, false);
     socket.end();
     // A server that does not close its end is not waited for.
     setTimeout(() => socket.destroy(), 1000).unref();
+    return why;
   }
 
   #send(type: number, flags: number, cookie: number, offset: number, length: number, payload: IoVec | undefined): void {
@@ -200,12 +210,17 @@ class SocketStream implements ByteStream {
     this.#detach(plain);
     const secure: TLSSocket = connectTls({ ...options, socket: plain });
     await new Promise<void>((resolve, reject) => {
+      const failed = (error: LunetteError): void => {
+        this.fail(error); // too late for words in the clear
+        reject(error);
+      };
       secure.once('secureConnect', () => resolve());
-      secure.once('error', (error) => reject(new LunetteError('AUTH', `TLS: ${error.message}`, { cause: error })));
+      secure.once('error', (error) => failed(new LunetteError('AUTH', `TLS: ${error.message}`, { cause: error })));
       secure.once('close', () =>
-        reject(new LunetteError('AUTH', 'the server closed the connection inside of the TLS handshake')),
+        failed(new LunetteError('AUTH', 'the server closed the connection inside of the TLS handshake')),
       );
     });
+    secure.removeAllListeners('error').removeAllListeners('close');
     this.#socket = secure;
     this.#attach(secure);
   }
@@ -215,6 +230,23 @@ class SocketStream implements ByteStream {
     this.#waiting?.reject(this.#error);
     this.#waiting = undefined;
     this.destroy();
+  }
+
+  /** The end before anything was agreed, with last words: a server that hears them does not take it for a loss. */
+  leave(words: Uint8Array): void {
+    if (this.#error !== undefined || this.#socket.destroyed) {
+      this.destroy();
+      return;
+    }
+    this.#detach(this.#socket);
+    const [socket, plain] = [this.#socket, this.#plain];
+    for (const each of [socket, plain]) each.on('error', () => undefined);
+    socket.resume();
+    socket.end(words);
+    setTimeout(() => {
+      socket.destroy();
+      plain.destroy();
+    }, 1000).unref();
   }
 
   destroy(): void {

@@ -1,4 +1,4 @@
-import { ProtocolError } from '../../formats/core/errors.ts';
+import { LunetteError, ProtocolError } from '../../formats/core/errors.ts';
 import * as wire from './protocol.ts';
 
 /** The two directions of a connection, as negotiation uses them. */
@@ -38,7 +38,7 @@ interface Reply {
 /**
  * Client side of negotiation: TLS when asked for, then the best kind of replies that the server has, then the export.
  *
- * @throws {ProtocolError} PROTOCOL, NOT_FOUND without such an export, AUTH when TLS is missing, UNSUPPORTED for servers without newstyle
+ * @throws {ProtocolError} PROTOCOL, NOT_FOUND without such an export, AUTH when TLS is missing, UNSUPPORTED for servers of oldstyle
  */
 export async function negotiate(stream: ByteStream, exportName: string, tls: boolean): Promise<Negotiated> {
   const hello = await stream.read(18);
@@ -49,12 +49,13 @@ export async function negotiate(stream: ByteStream, exportName: string, tls: boo
     throw new ProtocolError('UNSUPPORTED', 'the server speaks oldstyle NBD only');
   }
   const serverFlags = hello.readUInt16BE(16);
-  if ((serverFlags & wire.FIXED_NEWSTYLE) === 0) {
-    throw new ProtocolError('UNSUPPORTED', 'the server does not speak fixed newstyle NBD');
-  }
   const flags = Buffer.alloc(4);
   flags.writeUInt32BE(serverFlags & (wire.FIXED_NEWSTYLE | wire.NO_ZEROES));
   stream.write(flags);
+  if ((serverFlags & wire.FIXED_NEWSTYLE) === 0) {
+    if (tls) throw new ProtocolError('AUTH', 'the server does not speak TLS');
+    return chooseByName(stream, exportName, serverFlags, wire.SIMPLE, undefined);
+  }
   if (tls) {
     if ((await ask(stream, wire.OPT_STARTTLS)).at(-1)?.type !== wire.REP_ACK) {
       throw new ProtocolError('AUTH', 'the server does not speak TLS');
@@ -63,7 +64,30 @@ export async function negotiate(stream: ByteStream, exportName: string, tls: boo
   }
   const mode = await agreeOnReplies(stream);
   const allocationId = mode === wire.SIMPLE ? undefined : await agreeOnContext(stream, exportName);
-  return go(stream, exportName, mode, allocationId);
+  return go(stream, exportName, serverFlags, mode, allocationId);
+}
+
+/** What a client says that does not go on. */
+export function abortOption(): Buffer {
+  return optionBytes(wire.OPT_ABORT, new Uint8Array(0));
+}
+
+/** The old way to an export, which has no errors: a server that does not have it goes away. */
+async function chooseByName(
+  stream: ByteStream,
+  exportName: string,
+  serverFlags: number,
+  mode: wire.ReplyMode,
+  allocationId: number | undefined,
+): Promise<Negotiated> {
+  stream.write(optionBytes(wire.OPT_EXPORT_NAME, Buffer.from(exportName)));
+  const answer = await stream.read((serverFlags & wire.NO_ZEROES) === 0 ? 10 + 124 : 10).catch((error: unknown) => {
+    if (!(error instanceof LunetteError) || error.code !== 'DISCONNECTED') throw error;
+    throw new ProtocolError('NOT_FOUND', `the server has no export ${JSON.stringify(exportName)}, or hides it from us`);
+  });
+  const size = readSize(answer, 0);
+  const flags = answer.readUInt16BE(8);
+  return { size, flags, mode, allocationId, minBlock: 1, maxPayload: wire.MAX_PAYLOAD };
 }
 
 async function agreeOnReplies(stream: ByteStream): Promise<wire.ReplyMode> {
@@ -89,12 +113,14 @@ async function agreeOnContext(stream: ByteStream, exportName: string): Promise<n
 async function go(
   stream: ByteStream,
   exportName: string,
+  serverFlags: number,
   mode: wire.ReplyMode,
   allocationId: number | undefined,
 ): Promise<Negotiated> {
   const wanted = Buffer.from([0, 1, 0, wire.INFO_BLOCK_SIZE]);
   const replies = await ask(stream, wire.OPT_GO, Buffer.concat([counted(exportName), wanted]));
   const last = replies.at(-1) as Reply;
+  if (last.type === wire.REP_ERR_UNSUP) return chooseByName(stream, exportName, serverFlags, mode, allocationId);
   if (last.type !== wire.REP_ACK) throw refusal(last, exportName);
   let result: Negotiated | undefined;
   let minBlock = 1;
@@ -129,8 +155,6 @@ function refusal({ type, data }: Reply, exportName: string): ProtocolError {
       return new ProtocolError('ACCESS', `the server does not give export ${name} to us${said}`);
     case wire.REP_ERR_SHUTDOWN:
       return new ProtocolError('DISCONNECTED', 'the server is about to end');
-    case wire.REP_ERR_UNSUP:
-      return new ProtocolError('UNSUPPORTED', 'the server does not know NBD_OPT_GO');
     default:
       return new ProtocolError('PROTOCOL', `the server refuses export ${name}${said}`);
   }
@@ -138,12 +162,7 @@ function refusal({ type, data }: Reply, exportName: string): ProtocolError {
 
 /** Sends an option and collects the replies up to the last. */
 async function ask(stream: ByteStream, option: number, data: Uint8Array = new Uint8Array(0)): Promise<Reply[]> {
-  const head = Buffer.alloc(16);
-  head.writeUInt32BE(wire.OPTION_MAGIC_HIGH, 0);
-  head.writeUInt32BE(wire.OPTION_MAGIC_LOW, 4);
-  head.writeUInt32BE(option, 8);
-  head.writeUInt32BE(data.length, 12);
-  stream.write(Buffer.concat([head, data]));
+  stream.write(optionBytes(option, data));
   const replies: Reply[] = [];
   while (replies.length < MAX_REPLIES) {
     const reply = await stream.read(20);
@@ -161,6 +180,15 @@ async function ask(stream: ByteStream, option: number, data: Uint8Array = new Ui
     if (type === wire.REP_ACK || type >= wire.REP_FLAG_ERROR) return replies;
   }
   throw new ProtocolError('PROTOCOL', 'an option is answered without end');
+}
+
+function optionBytes(option: number, data: Uint8Array): Buffer {
+  const head = Buffer.alloc(16);
+  head.writeUInt32BE(wire.OPTION_MAGIC_HIGH, 0);
+  head.writeUInt32BE(wire.OPTION_MAGIC_LOW, 4);
+  head.writeUInt32BE(option, 8);
+  head.writeUInt32BE(data.length, 12);
+  return Buffer.concat([head, data]);
 }
 
 function counted(text: string): Buffer {

@@ -3,6 +3,7 @@ import type { Edge } from '../edge/connection.ts';
 import type { TickingEndpoint } from '../edge/listener.ts';
 import { CHUNK_SIZE, type ChunkPool, ChunkShare } from '../wire/chunk-pool.ts';
 import { type Batch, Output } from '../wire/output.ts';
+import type { NbdExport } from './export.ts';
 import { type Agreement, type HandshakeEdge, type HandshakeHost, ServerHandshake, serverHello } from './handshake.ts';
 import { Transmission } from './transmission.ts';
 
@@ -52,6 +53,11 @@ export class Endpoint implements HandshakeEdge, TickingEndpoint {
 
   get closed(): boolean {
     return this.#closed;
+  }
+
+  /** True while an export must stay open for this client: it has chosen it, or has asked about it and may choose it yet. */
+  holds(found: NbdExport): boolean {
+    return this.#handshake.looked.has(found);
   }
 
   /** Negotiation is over, and TLS with it. */
@@ -161,6 +167,7 @@ export class Endpoint implements HandshakeEdge, TickingEndpoint {
     this.#closed = true;
     this.#rest = [];
     void this.transmission?.stop();
+    this.#handshake.close();
     if (this.transmission !== undefined) this.#host.counters.clients--;
     this.#output.close();
   }

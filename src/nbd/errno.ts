@@ -15,7 +15,7 @@ export const ERRNO_TABLE: Readonly<Record<ErrorCode, number>> = {
   BAD_MAGIC: EIO,
   BAD_HEADER: EIO,
   TRUNCATED: EIO,
-  UNSUPPORTED: ENOTSUP,
+  UNSUPPORTED: EINVAL, // ENOTSUP has one meaning only: zeros that are not quick
   CORRUPT: EIO,
   PARENT_MISMATCH: EIO,
   DENIED: EPERM,

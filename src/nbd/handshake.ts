@@ -16,6 +16,8 @@ export interface HandshakeHost {
   readonly tls: TlsPolicy;
   /** No new exports are given out any more. */
   readonly closing: boolean;
+  /** A connection has asked about an export and does not choose it, or has gone. */
+  left(found: NbdExport): void;
 }
 
 /** What was agreed. */
@@ -35,8 +37,8 @@ export interface HandshakeEdge {
   startTls(): void;
   /** Negotiation has ended well. */
   agreed(agreement: Agreement): void;
-  /** The end, after what was sent. */
-  close(reason: string): void;
+  /** The end; graceful: after what was sent. */
+  close(reason: string, graceful: boolean): void;
   /** An answer took time; bytes that came meanwhile may be given now. */
   ready(): void;
   fail(error: unknown): void;
@@ -65,13 +67,17 @@ export function serverHello(): Buffer {
 export class ServerHandshake {
   /** An answer is under way: give no bytes until the edge's ready(). */
   waiting = false;
+  /** Exports that the client has asked about, any of which it may choose; the one that it has chosen. */
+  readonly looked: Set<NbdExport> = new Set();
   readonly #host: HandshakeHost;
   readonly #edge: HandshakeEdge;
   #state: 'flags' | 'options' | 'done' = 'flags';
   #input: Buffer = Buffer.alloc(0);
   #options = 0;
+  #fixed = false;
   #noZeroes = false;
   #encrypted = false;
+  #closed = false;
   #mode: wire.ReplyMode = wire.SIMPLE;
   #contexts: { exportName: string; ids: readonly number[] } | undefined;
 
@@ -97,6 +103,20 @@ export class ServerHandshake {
     this.#input = Buffer.concat([this.#input, bytes.subarray(start, start + take)]);
     if (take === need && this.#need() === this.#input.length) this.#message();
     return take;
+  }
+
+  /** The connection has ended: exports are kept open for it no longer. */
+  close(): void {
+    this.#closed = true;
+    this.#leaveAllBut(undefined);
+  }
+
+  #leaveAllBut(chosen: NbdExport | undefined): void {
+    for (const found of this.looked) {
+      if (found === chosen) continue;
+      this.looked.delete(found);
+      this.#host.left(found);
+    }
   }
 
   /** TLS is up: whatever was agreed in the clear is void. */
@@ -128,6 +148,7 @@ export class ServerHandshake {
       if ((flags & ~(wire.FIXED_NEWSTYLE | wire.NO_ZEROES)) !== 0) {
         throw new ProtocolError('PROTOCOL', `unknown client flags 0x${flags.toString(16)}`);
       }
+      this.#fixed = (flags & wire.FIXED_NEWSTYLE) !== 0;
       this.#noZeroes = (flags & wire.NO_ZEROES) !== 0;
       this.#state = 'options';
       return;
@@ -140,7 +161,7 @@ export class ServerHandshake {
     if (option === wire.OPT_ABORT) {
       this.#reply(option, wire.REP_ACK);
       this.#state = 'done';
-      this.#edge.close('the client has ended the negotiation');
+      this.#edge.close('the client has ended the negotiation', true);
       return;
     }
     if (this.#host.tls === 'required' && !this.#encrypted && option !== wire.OPT_STARTTLS) {
@@ -199,6 +220,8 @@ export class ServerHandshake {
     if (!this.#empty(option, data)) return;
     if (this.#host.tls === 'none') {
       this.#refuse(option, wire.REP_ERR_POLICY, 'TLS is not set up here');
+    } else if (!this.#fixed) {
+      this.#refuse(option, wire.REP_ERR_POLICY, 'TLS is for clients that say they speak fixed newstyle');
     } else if (this.#encrypted) {
       this.#refuse(option, wire.REP_ERR_INVALID, 'TLS is in use already');
     } else {
@@ -288,6 +311,7 @@ export class ServerHandshake {
 
   #finish(agreement: Agreement): void {
     this.#state = 'done';
+    this.#leaveAllBut(agreement.export);
     this.#edge.agreed(agreement);
   }
 
@@ -338,8 +362,14 @@ export class ServerHandshake {
     found: NbdExport | undefined,
     use: (found: NbdExport, asked: string) => void,
   ): void {
-    if (found === undefined) this.#noExport(option, `there is no export ${JSON.stringify(name)}`);
-    else use(found, name);
+    if (found === undefined) {
+      this.#noExport(option, `there is no export ${JSON.stringify(name)}`);
+    } else if (this.#closed) {
+      this.#host.left(found); // opened for somebody who did not wait for it
+    } else {
+      this.looked.add(found);
+      use(found, name);
+    }
   }
 
   #noExport(option: number, why: string): void {
@@ -357,7 +387,8 @@ export class ServerHandshake {
 
   #refuse(option: number, error: number, why: string): void {
     this.#host.counters.optionErrors++;
-    this.#reply(option, error, Buffer.from(why).subarray(0, wire.MAX_STRING));
+    // Cut by characters, each of four bytes at most: half a character would be no UTF-8.
+    this.#reply(option, error, Buffer.from([...why].slice(0, wire.MAX_STRING / 4).join('')));
   }
 
   #reply(option: number, type: number, data: Uint8Array = EMPTY): void {

@@ -12,6 +12,8 @@ export interface Pending {
   readonly iov: IoVec | undefined;
   /** Bytes of a read that are there. */
   received: number;
+  /** Parts of a read that came, start and end by turns, in order; made when more than one does. */
+  parts: number[] | undefined;
   /** An error chunk has come. */
   error: LunetteError | undefined;
   /** BLOCK_STATUS: pairs of length and flags. */
@@ -164,9 +166,16 @@ export class ReplyReader {
   /** A part of a read has come. */
   #claim(at: number, length: number): void {
     const current = this.#current as Pending;
+    const first = current.received === 0;
     current.received += length;
-    if (at < 0 || at + length > current.length || current.received > current.length) {
+    if (length === 0 || at < 0 || at + length > current.length || current.received > current.length) {
       throw new ProtocolError('PROTOCOL', 'data outside of what was asked for');
+    }
+    if (first && length === current.length) return;
+    current.parts ??= [];
+    // Bytes that come twice would hide that others did not come.
+    if (!insertPart(current.parts, at, at + length)) {
+      throw new ProtocolError('PROTOCOL', 'data that the server has sent already');
     }
   }
 
@@ -182,13 +191,13 @@ export class ReplyReader {
       const length = payload.readUInt32BE(8);
       this.#claim(at, length);
       current.iov?.fill(at, length);
-    } else if (type === wire.REPLY_BLOCK_STATUS || type === wire.REPLY_BLOCK_STATUS_EXT) {
-      this.#blockStatus(current, payload, type === wire.REPLY_BLOCK_STATUS_EXT);
+    } else if (type === (this.#mode === wire.EXTENDED ? wire.REPLY_BLOCK_STATUS_EXT : wire.REPLY_BLOCK_STATUS)) {
+      this.#blockStatus(current, payload, this.#mode === wire.EXTENDED);
     } else if ((type & wire.REPLY_FLAG_ERROR) !== 0) {
       if (payload.length < 6 || 6 + payload.readUInt16BE(4) > payload.length) throw malformed('error');
       const message = payload.toString('utf8', 6, 6 + Math.min(256, payload.readUInt16BE(4)));
       current.error ??= serverError(payload.readUInt32BE(0), message);
-    } else if (type !== wire.REPLY_NONE || payload.length > 0) {
+    } else if (type !== wire.REPLY_NONE || payload.length > 0 || !this.#done) {
       throw malformed('reply');
     }
     this.#endChunk();
@@ -200,11 +209,13 @@ export class ReplyReader {
     if (
       current.type !== wire.CMD_BLOCK_STATUS ||
       payload.length < start + each ||
-      (payload.length - start) % each !== 0
+      (payload.length - start) % each !== 0 ||
+      (extended && payload.readUInt32BE(4) !== (payload.length - start) / each)
     ) {
       throw malformed('block status');
     }
     if (payload.readUInt32BE(0) !== this.#allocationId) return;
+    if (current.descriptors.length > 0) throw malformed('block status');
     for (let at = start; at < payload.length; at += each) {
       const length = extended ? readOffset(payload, at) : payload.readUInt32BE(at);
       if (length === 0) throw malformed('block status');
@@ -228,6 +239,18 @@ export class ReplyReader {
     this.#have = 0;
     this.#need = 4;
   }
+}
+
+/** Enters a part into a sorted list of them. @returns false when it overlaps another */
+function insertPart(parts: number[], start: number, end: number): boolean {
+  // Nearly always it is the next one.
+  let at = parts.length;
+  while (at > 0 && (parts[at - 2] as number) >= start) at -= 2;
+  if (at > 0 && (parts[at - 1] as number) > start) return false;
+  if (at < parts.length && (parts[at] as number) < end) return false;
+  if (at > 0 && parts[at - 1] === start) parts[at - 1] = end;
+  else parts.splice(at, 0, start, end);
+  return true;
 }
 
 function malformed(what: string): ProtocolError {

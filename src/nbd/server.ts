@@ -157,8 +157,6 @@ export class NbdServer implements EndpointHost {
     if (transmission === undefined) return;
     const { export: found } = transmission.agreement;
     this.#options.log?.info({ peer, reason: closeReason, export: found.name }, 'client gone');
-    // Whoever was just given it has started by then.
-    setImmediate(() => this.#left(found));
   }
 
   #startTls(connection: Connection<Endpoint>): void {
@@ -193,10 +191,15 @@ export class NbdServer implements EndpointHost {
     this.#watched.set(found, unwatch);
   }
 
-  /** A client has gone: ends what is kept for an export that none uses any more. */
-  #left(found: NbdExport): void {
+  /** Ends what is kept for an export when no client uses it any more. */
+  left(found: NbdExport): void {
+    // Whoever is just being given it holds it by then.
+    setImmediate(() => this.#release(found));
+  }
+
+  #release(found: NbdExport): void {
     for (const { endpoint } of this.#listener.connections) {
-      if (endpoint.transmission?.agreement.export === found) return;
+      if (endpoint.holds(found)) return;
     }
     this.#watched.get(found)?.();
     this.#watched.delete(found);

@@ -5,7 +5,7 @@ import { Arena, CHUNK_DATA, CHUNK_SIZE, type Chunk, type ChunkShare } from '../w
 import type { Output } from '../wire/output.ts';
 import { blockStatus } from './block-status.ts';
 import type { NbdCounters } from './counters.ts';
-import { EINVAL, ENOTSUP, EOVERFLOW, EPERM, nbdErrno } from './errno.ts';
+import { EINVAL, ENOSPC, ENOTSUP, EOVERFLOW, EPERM, nbdErrno } from './errno.ts';
 import type { Agreement } from './handshake.ts';
 import { HOLE_UNIT, holeRuns, readRuns } from './holes.ts';
 import type { NbdLimits } from './limits.ts';
@@ -179,7 +179,11 @@ export class Transmission {
     const { offset, length } = now;
     if ((now.flags & ~(wire.CMD_FLAG_FUA | (this.#structured ? wire.CMD_FLAG_DF : 0))) !== 0)
       return this.#badFlags(now);
-    if (length > this.#limits.maxPayload) return this.#refuse(now, EOVERFLOW, 'more than the maximum of one read');
+    if (length > this.#limits.maxPayload) {
+      // EOVERFLOW is for those who could ask again without DF.
+      const errno = (now.flags & wire.CMD_FLAG_DF) === 0 ? EINVAL : EOVERFLOW;
+      return this.#refuse(now, errno, 'more than the maximum of one read');
+    }
     if (!this.#inside(now)) return;
     if (length === 0) return this.#writer.done(now, this.#structured);
     if (this.#seesHoles && length >= HOLE_UNIT && (now.flags & wire.CMD_FLAG_DF) === 0 && this.#readHoles(now)) return;
@@ -272,7 +276,7 @@ export class Transmission {
     this.#refusal = 0;
     if (this.#readOnly) this.#refusePayload(EPERM, 'the export is read-only');
     else if ((now.flags & ~flags) !== 0) this.#refusePayload(EINVAL, 'flags that do not go with this command');
-    else if (now.offset + length > Math.min(this.#size, this.#image.size)) this.#refusePayload(EINVAL, PAST_THE_END);
+    else if (now.offset + length > Math.min(this.#size, this.#image.size)) this.#refusePayload(ENOSPC, PAST_THE_END);
     this.#payloadLeft = length;
     if (length === 0) this.#endPayload();
   }
@@ -367,7 +371,8 @@ export class Transmission {
       this.#stopped = true;
       this.#options.disconnect();
     } else if (type === wire.CMD_FLUSH) {
-      this.#flush(now);
+      if ((now.flags & ~wire.CMD_FLAG_FUA) !== 0) this.#badFlags(now);
+      else this.#flush(now);
     } else if (type === wire.CMD_TRIM || type === wire.CMD_WRITE_ZEROES) {
       this.#change(now);
     } else if (type === wire.CMD_BLOCK_STATUS) {
@@ -469,7 +474,7 @@ export class Transmission {
 
   #inside(now: Request): boolean {
     if (now.offset + now.length <= Math.min(this.#size, this.#image.size)) return true;
-    this.#refuse(now, EINVAL, PAST_THE_END);
+    this.#refuse(now, now.type === wire.CMD_WRITE_ZEROES ? ENOSPC : EINVAL, PAST_THE_END);
     return false;
   }
 

@@ -22,7 +22,7 @@ export interface NbdUri {
   readonly hostname: string | undefined;
 }
 
-const SCHEMES = new Set(['nbd', 'nbds', 'nbd+unix', 'nbds+unix', 'nbd+tcp', 'nbds+tcp']);
+const SCHEMES = new Set(['nbd', 'nbds', 'nbd+unix', 'nbds+unix', 'nbd+tcp', 'nbds+tcp', 'nbd+vsock', 'nbds+vsock']);
 
 /** True for what is meant as an NBD URI, also when something is wrong with it. */
 export function isNbdUri(text: string): boolean {
@@ -42,6 +42,7 @@ export function parseNbdUri(text: string): NbdUri {
   if (match === null) return fail('it has no // or ends in something odd');
   const [, rawScheme = '', user, authority = '', name = '', query = ''] = match;
   const scheme = rawScheme.toLowerCase();
+  if (scheme.endsWith('+vsock')) return fail('sockets between a virtual machine and its host cannot be opened here');
   if (!SCHEMES.has(scheme)) return fail(`${scheme}: is another protocol`);
   const decode = (part: string): string => {
     try {

@@ -9,7 +9,7 @@ const SCHEMES: Readonly<Record<string, string>> = {
 };
 
 /** Schemes of NBD, as libnbd and QEMU have them. */
-const NBD_SCHEME = /^nbds?(\+unix|\+tcp)?$/;
+const NBD_SCHEME = /^nbds?(\+unix|\+tcp|\+vsock)?$/;
 
 /** `appliance.ova#disk2.vmdk`: a disk in an archive. Other files may have a # in their names. */
 const ARCHIVE_MEMBER = /^(.*\.ova)#(.+)$/is;

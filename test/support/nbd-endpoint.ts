@@ -10,6 +10,7 @@ import type { NbdExport } from '../../src/nbd/export.ts';
 import { DEFAULT_LIMITS, type NbdLimits } from '../../src/nbd/limits.ts';
 import { ChunkPool } from '../../src/wire/chunk-pool.ts';
 import type { Batch } from '../../src/wire/output.ts';
+import { SpyImage } from './spy-image.ts';
 
 /** A raw disk in memory whose bytes are `i % 251`. */
 export function patternDisk(size: number): Image {
@@ -25,6 +26,8 @@ export class MemoryEndpoint implements Edge {
   readonly endpoint: Endpoint;
   readonly host: EndpointHost;
   readonly sent: Buffer[] = [];
+  /** Exports that it has stopped to hold. */
+  readonly left: NbdExport[] = [];
   /** Batches are not taken while this is set. */
   stuck = false;
   paused = false;
@@ -44,6 +47,7 @@ export class MemoryEndpoint implements Edge {
         find: (name) => (name === '' ? exports[0] : exports.find((each) => each.name === name)),
       },
       started: () => undefined,
+      left: (found) => this.left.push(found),
     };
     this.endpoint = new Endpoint(this.host, this, () => undefined);
     this.endpoint.greet();
@@ -164,4 +168,25 @@ export function extendedChunk(
   { cookie = 7, offset = 0 as number | bigint } = {},
 ): Buffer {
   return Buffer.concat([u32(0x6e8a278c), u16(1), u16(type), u64(cookie), u64(offset), u64(payload.length), payload]);
+}
+
+export const STRUCTURED = option(8);
+export const EXTENDED = option(11);
+/** SET_META_CONTEXT for both contexts that every export has. */
+export const CONTEXTS = option(10, text('disk'), u32(2), text('base:allocation'), text('qemu:allocation-depth'));
+/** Bytes of the disk that `connected` serves. */
+export const ENDPOINT_DISK_SIZE = 1024 * 1024;
+
+export function exportOf(image: Image, readOnly = false): NbdExport {
+  return { name: 'disk', description: 'a disk', image, readOnly };
+}
+
+/** An endpoint in transmission, with the disk that it serves. */
+export function connected(options: Uint8Array[] = [], { readOnly = false, limits = {} } = {}) {
+  const spy = new SpyImage(patternDisk(ENDPOINT_DISK_SIZE));
+  const wire = new MemoryEndpoint([exportOf(spy, readOnly)], { limits });
+  for (const bytes of [clientFlags, ...options, go()]) wire.endpoint.receive(bytes);
+  if (wire.endpoint.transmission === undefined) throw new Error('negotiation has failed');
+  wire.take();
+  return { wire, spy };
 }

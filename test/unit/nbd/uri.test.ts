@@ -27,6 +27,7 @@ test('what is wrong with an address is said', () => {
     'nbd+unix:///x',
     'nbd+unix://host/x?socket=s',
     'nbd://host/%zz',
+    'nbd+vsock://2:10809/x',
     `nbd://host/${'x'.repeat(5000)}`,
   ]) {
     assert.ok(isNbdUri(text));
