@@ -1,3 +1,4 @@
+import { setTimeout as pause } from 'node:timers/promises';
 import { type ErrorCode, LunetteError } from '../../formats/core/errors.ts';
 import { IoVec } from '../../formats/core/iov.ts';
 import { Lifetime } from '../../formats/core/lifetime.ts';
@@ -33,7 +34,11 @@ export interface ServerKeeper {
 const CONNECT_TIMEOUT_MS = 15_000;
 const REQUEST_TIMEOUT_MS = 60_000;
 const RECONNECT_MS = 30_000;
+const RETRY_DELAY_MS = 50;
 const MAX_RETRY_DELAY_MS = 2000;
+/** Connections that one request may lose, once reconnectMs is over, before it fails. */
+const MAX_LOSSES = 5;
+const MAX_TIMEOUTS = 2;
 /** Zeroing, status and cache requests have no payload; kept to what 32 bits and other servers' patience allow. */
 const MAX_CHANGE = 1024 * 1024 * 1024;
 /** What may be over when a server is started once more. */
@@ -306,19 +311,32 @@ export class NbdImage implements Image {
 
   /** Sends a request, again and again while the server can be found. */
   async #request(type: number, flags: number, offset: number, length: number, iov?: IoVec): Promise<readonly number[]> {
-    for (;;) {
+    let firstLossMs = 0;
+    for (let losses = 0; ; ) {
       const connection = this.#best() ?? (await this.#connection());
       try {
         return await connection.request(type, flags, offset, length, iov);
       } catch (error) {
         if (connection.lost !== undefined && error === connection.lost && this.#options.reconnectMs > 0) {
+          if (losses === 0) firstLossMs = performance.now();
           if (type === wire.CMD_FLUSH) this.#fail(error);
-          else if (error instanceof LunetteError && error.code !== 'PROTOCOL') continue;
+          else if (this.#tryAgain(error as LunetteError, ++losses, firstLossMs)) {
+            // At once the first time; a server that this very request may have killed is given time.
+            if (losses > 1) await pause(Math.min(MAX_RETRY_DELAY_MS, RETRY_DELAY_MS * 2 ** losses));
+            continue;
+          }
         }
         if (error instanceof LunetteError) error.path ??= this.path;
         throw error;
       }
     }
+  }
+
+  /** Whether a request whose connections were lost so often is asked once more. A server that takes it and goes, or is silent, is not asked for ever. */
+  #tryAgain({ code }: LunetteError, losses: number, firstLossMs: number): boolean {
+    if (code === 'PROTOCOL') return false;
+    if (performance.now() - firstLossMs < this.#options.reconnectMs) return true;
+    return losses < (code === 'TIMEOUT' ? MAX_TIMEOUTS : MAX_LOSSES);
   }
 
   /** The least busy connection, now: the next request must see this one counted. */
@@ -393,7 +411,7 @@ export class NbdImage implements Image {
 
   async #reconnect(): Promise<void> {
     const deadline = performance.now() + this.#options.reconnectMs;
-    for (let wait = 50; ; wait = Math.min(2 * wait, MAX_RETRY_DELAY_MS)) {
+    for (let wait = RETRY_DELAY_MS; ; wait = Math.min(2 * wait, MAX_RETRY_DELAY_MS)) {
       try {
         return await this.#openOne();
       } catch (error) {
@@ -402,9 +420,7 @@ export class NbdImage implements Image {
           throw error;
         }
       }
-      await new Promise((resolve) => {
-        setTimeout(resolve, wait);
-      });
+      await pause(wait);
     }
   }
 

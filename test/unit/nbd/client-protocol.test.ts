@@ -340,6 +340,26 @@ describe('replies', () => {
   });
 });
 
+test('a request that every server dies of, or that none answers, fails in the end', async (t) => {
+  const deadly = await ScriptedServer.start(t, {
+    request: (_request, socket) => {
+      socket.destroy();
+      return undefined;
+    },
+  });
+  const silent = await ScriptedServer.start(t, {});
+  const options = { connections: 1, reconnectMs: 300, requestTimeoutMs: 200 };
+  for (const [server, code, least] of [
+    [deadly, 'DISCONNECTED', 3],
+    [silent, 'TIMEOUT', 2],
+  ] as const) {
+    const image = await NbdImage.open(server.url, options);
+    await assert.rejects(read(image, 0, 512), { code, path: server.url });
+    assert.ok(server.connections >= least && server.connections < 12, `${server.connections} connections`);
+    await image.close();
+  }
+});
+
 test('commands that the server does not offer are not sent: no flush, no zeroes', async (t) => {
   const { image, server } = await opened(t, {
     option: (o) =>
