@@ -177,12 +177,15 @@ class SocketStream implements ByteStream {
   #chunks: Buffer = Buffer.alloc(0);
   #waiting: { length: number; resolve: (bytes: Buffer) => void; reject: (error: Error) => void } | undefined;
   #error: LunetteError | undefined;
+  /** TLS is up, and nothing has come through it. */
+  #unheard = false;
   readonly #onData = (bytes: Buffer): void => {
+    this.#unheard = false;
     this.#chunks = this.#chunks.length === 0 ? bytes : Buffer.concat([this.#chunks, bytes]);
     this.#serve();
   };
-  readonly #onError = (error: Error): void => this.fail(fromSystemError(error, 'the connection failed'));
-  readonly #onClose = (): void => this.fail(new LunetteError('DISCONNECTED', 'the server closed the connection'));
+  readonly #onError = (error: Error): void => this.#lost(fromSystemError(error, 'the connection failed'));
+  readonly #onClose = (): void => this.#lost(new LunetteError('DISCONNECTED', 'the server closed the connection'));
 
   constructor(uri: NbdUri) {
     this.#uri = uri;
@@ -222,7 +225,14 @@ class SocketStream implements ByteStream {
     });
     secure.removeAllListeners('error').removeAllListeners('close');
     this.#socket = secure;
+    this.#unheard = true;
     this.#attach(secure);
+  }
+
+  #lost(error: LunetteError): void {
+    // With TLS 1.3 a client is through before the server has looked at its certificate.
+    const refused = 'TLS: the server ended the connection: it does not accept our certificate or key, or wants one';
+    this.fail(this.#unheard ? new LunetteError('AUTH', refused, { cause: error }) : error);
   }
 
   fail(error: LunetteError): void {

@@ -1,6 +1,7 @@
 /** NBD servers that we did not write, and our own as a program. */
 
 import { existsSync } from 'node:fs';
+import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { lunetteArgs } from './lunette-export.ts';
@@ -40,7 +41,18 @@ export async function startNbdExport(
 
 /** Runs qemu-nbd for a file. */
 export async function startQemuNbd(t: Cleanup, file: string, format: string, ...args: string[]): Promise<RunningNbd> {
-  const socket = join(await temporaryDirectory(t), 'q');
+  return startQemuNbdAt(t, join(await temporaryDirectory(t), 'q'), file, format, ...args);
+}
+
+/** The same on a socket that another one may have left. */
+export async function startQemuNbdAt(
+  t: Cleanup,
+  socket: string,
+  file: string,
+  format: string,
+  ...args: string[]
+): Promise<RunningNbd> {
+  await rm(socket, { force: true });
   return started(
     start(t, 'qemu-nbd', ['-t', '-e', '8', '-k', socket, '-x', 'disk', '-f', format, ...args, file]),
     socket,
@@ -49,7 +61,12 @@ export async function startQemuNbd(t: Cleanup, file: string, format: string, ...
 
 /** Runs nbdkit with a plugin, in the foreground. */
 export async function startNbdkit(t: Cleanup, ...args: string[]): Promise<RunningNbd> {
-  const socket = join(await temporaryDirectory(t), 'k');
+  return startNbdkitAt(t, join(await temporaryDirectory(t), 'k'), ...args);
+}
+
+/** The same on a socket that another one may have left. */
+export async function startNbdkitAt(t: Cleanup, socket: string, ...args: string[]): Promise<RunningNbd> {
+  await rm(socket, { force: true });
   return started(start(t, 'nbdkit', ['-f', '-U', socket, ...args]), socket);
 }
 
