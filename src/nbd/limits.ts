@@ -22,10 +22,12 @@ export interface NbdLimits {
   readonly maxRequests: number;
   /** Queued answers above which a connection's requests wait. */
   readonly outputLimit: number;
-  /** Memory that one connection may hold; a single request may always run. */
+  /** Memory that one connection may hold. */
   readonly connectionMemory: number;
-  /** Memory of all connections together, but for one request of each. */
+  /** Memory of all connections together, but for what each has of its own. */
   readonly totalMemory: number;
+  /** A request of so much always runs when it is the only one of its connection: clients that hold all memory do not stop the others. */
+  readonly ownMemory: number;
 }
 
 export const DEFAULT_LIMITS: NbdLimits = {
@@ -41,4 +43,5 @@ export const DEFAULT_LIMITS: NbdLimits = {
   outputLimit: 8 * 1024 * 1024,
   connectionMemory: 64 * 1024 * 1024,
   totalMemory: 256 * 1024 * 1024,
+  ownMemory: 2 * 1024 * 1024,
 };

@@ -21,6 +21,21 @@ export class Request {
   readonly starts: number[] = [];
   readonly ends: number[] = [];
 
+  /** Takes over what stands in a request's head, in its short or its extended form. */
+  readHead(view: DataView, at: number, extended: boolean): this {
+    const word = view.getUint32(at + 4);
+    this.flags = word >>> 16;
+    this.type = word & 0xffff;
+    this.cookieHigh = view.getUint32(at + 8);
+    this.cookieLow = view.getUint32(at + 12);
+    this.offsetHigh = view.getUint32(at + 16);
+    this.offsetLow = view.getUint32(at + 20);
+    this.offset = this.offsetHigh * 2 ** 32 + this.offsetLow;
+    this.length = view.getUint32(at + 24);
+    if (extended) this.length = this.length * 2 ** 32 + view.getUint32(at + 28);
+    return this;
+  }
+
   /** Becomes the same request as another; its memory stays the other's. */
   copyHead(other: Request): this {
     this.type = other.type;

@@ -1,5 +1,5 @@
 import { type LunetteError, ProtocolError } from '../../formats/core/errors.ts';
-import { IoVec } from '../../formats/core/iov.ts';
+import type { IoVec } from '../../formats/core/iov.ts';
 import type { Image } from '../../formats/image/image.ts';
 import { Arena, CHUNK_DATA, CHUNK_SIZE, type Chunk, type ChunkShare } from '../wire/chunk-pool.ts';
 import type { Output } from '../wire/output.ts';
@@ -9,21 +9,11 @@ import { EINVAL, ENOSPC, ENOTSUP, EOVERFLOW, EPERM, nbdErrno } from './errno.ts'
 import type { Agreement } from './handshake.ts';
 import { HOLE_UNIT, holeRuns, readRuns } from './holes.ts';
 import type { NbdLimits } from './limits.ts';
+import { prefetch } from './prefetch.ts';
 import * as wire from './protocol.ts';
 import { ReplyWriter } from './reply-writer.ts';
 import { Request } from './request.ts';
-
-export interface TransmissionOptions {
-  readonly agreement: Agreement;
-  readonly output: Output;
-  readonly share: ChunkShare;
-  readonly limits: NbdLimits;
-  readonly counters: NbdCounters;
-  /** Something was queued, or may go on, outside of receive(). */
-  readonly wake: () => void;
-  /** The client says goodbye. */
-  readonly disconnect: () => void;
-}
+import type { TransmissionOptions } from './transmission-options.ts';
 
 /**
  * Server side of transmission, without a socket: requests come in as bytes, replies go to the output.
@@ -67,6 +57,12 @@ export class Transmission {
   #view: DataView = this.#partialView;
   #stopped = false;
   #idle: (() => void) | undefined;
+  /** A long request waits for memory. */
+  #starved = false;
+  readonly #fed = (): void => {
+    this.#starved = false;
+    this.#options.wake();
+  };
 
   constructor(options: TransmissionOptions) {
     const { agreement } = options;
@@ -97,7 +93,7 @@ export class Transmission {
   /** No further request is begun for now: answers are not taken, or memory is short. */
   get blocked(): boolean {
     const { queued } = this.#output;
-    if (this.inFlight >= this.#limits.maxRequests || queued >= this.#limits.outputLimit) return true;
+    if (this.#starved || this.inFlight >= this.#limits.maxRequests || queued >= this.#limits.outputLimit) return true;
     if (this.inFlight === 0 && queued === 0) return false;
     return !this.#share.allows(CHUNK_SIZE);
   }
@@ -122,20 +118,36 @@ export class Transmission {
       }
       if (this.blocked) return at;
       if (this.#have === 0 && end - at >= this.#headLength) {
+        if (!this.#admits(this.#view, at)) return at;
         at += this.#headLength;
         this.#begin(this.#view, at - this.#headLength);
         continue;
       }
       const take = Math.min(this.#headLength - this.#have, end - at);
       this.#partial.set(bytes.subarray(at, at + take), this.#have);
-      this.#have += take;
-      at += take;
-      if (this.#have === this.#headLength) {
+      if (this.#have + take === this.#headLength) {
+        if (!this.#admits(this.#partialView, 0)) return at;
         this.#have = 0;
         this.#begin(this.#partialView, 0);
+      } else {
+        this.#have += take;
       }
+      at += take;
     }
     return at;
+  }
+
+  /** Whether there is memory for a request now. A long one waits until others have given some back: not all clients can have 32 MiB at once. */
+  #admits(view: DataView, at: number): boolean {
+    const { maxPayload, ownMemory } = this.#limits;
+    // The low half in both forms; a high one makes it too long.
+    const length = view.getUint32(at + this.#headLength - 4);
+    if (length <= CHUNK_DATA || length > maxPayload || view.getUint16(at + 6) > wire.CMD_WRITE) return true;
+    if (this.#share.allows(length) || this.#share.alone) return true;
+    if (length <= ownMemory && this.inFlight === 0 && this.#output.queued === 0) return true;
+    this.#starved = true;
+    this.#share.whenGiven(this.#fed);
+    return false;
   }
 
   /** Takes no more requests. @returns resolves when nothing is under way any more */
@@ -156,17 +168,7 @@ export class Transmission {
 
   #begin(view: DataView, at: number): void {
     if (view.getUint32(at) !== this.#magic) throw new ProtocolError('PROTOCOL', 'a request without its magic');
-    const now = this.#now;
-    const word = view.getUint32(at + 4);
-    now.flags = word >>> 16;
-    now.type = word & 0xffff;
-    now.cookieHigh = view.getUint32(at + 8);
-    now.cookieLow = view.getUint32(at + 12);
-    now.offsetHigh = view.getUint32(at + 16);
-    now.offsetLow = view.getUint32(at + 20);
-    now.offset = now.offsetHigh * 2 ** 32 + now.offsetLow;
-    now.length = view.getUint32(at + 24);
-    if (this.#headLength === wire.EXTENDED_REQUEST_LENGTH) now.length = now.length * 2 ** 32 + view.getUint32(at + 28);
+    const now = this.#now.readHead(view, at, this.#headLength === wire.EXTENDED_REQUEST_LENGTH);
     this.#counters.requests++;
     if (now.type === wire.CMD_READ) this.#read(now);
     else if (now.type === wire.CMD_WRITE) this.#beginWrite(now);
@@ -279,6 +281,14 @@ export class Transmission {
     else if (now.offset + length > Math.min(this.#size, this.#image.size)) this.#refusePayload(ENOSPC, PAST_THE_END);
     this.#payloadLeft = length;
     if (length === 0) this.#endPayload();
+    else if (length > CHUNK_DATA && this.#refusal === 0) this.#target = this.#withMemory(now); // it was admitted for that
+  }
+
+  /** A request for a payload that comes in pieces. */
+  #withMemory(now: Request): Request {
+    const target = this.#later(now);
+    this.#arena.allocate(now.length, target.iov, target.chunks);
+    return target;
   }
 
   #refusePayload(errno: number, why: string): void {
@@ -289,14 +299,9 @@ export class Transmission {
   #takePayload(bytes: Uint8Array, at: number, end: number): number {
     const now = this.#now;
     const take = Math.min(this.#payloadLeft, end - at);
-    if (this.#refusal === 0 && take < now.length) {
-      let target = this.#target;
-      if (target === undefined) {
-        target = this.#later(now);
-        this.#arena.allocate(now.length, target.iov, target.chunks);
-        this.#target = target;
-      }
-      target.iov.copyIn(now.length - this.#payloadLeft, bytes.subarray(at, at + take));
+    if (this.#refusal === 0 && (take < now.length || this.#target !== undefined)) {
+      this.#target ??= this.#withMemory(now);
+      this.#target.iov.copyIn(now.length - this.#payloadLeft, bytes.subarray(at, at + take));
     }
     this.#payloadLeft -= take;
     if (this.#payloadLeft > 0) return at + take;
@@ -319,6 +324,7 @@ export class Transmission {
     } else if (this.#tryWrite(target, target.iov)) {
       target.release();
       this.#recycle(target);
+      if (this.inFlight === 0) this.#arena.trim();
     } else {
       void this.#run(target, () => this.#writeLater(target));
     }
@@ -332,8 +338,7 @@ export class Transmission {
       iov.clear();
       return;
     }
-    const request = this.#later(now);
-    this.#arena.allocate(length, request.iov, request.chunks);
+    const request = this.#withMemory(now);
     request.iov.copyFrom(0, iov, 0, length);
     iov.clear();
     void this.#run(request, () => this.#writeLater(request));
@@ -379,7 +384,12 @@ export class Transmission {
       this.#blockStatus(now);
     } else if (type === wire.CMD_CACHE) {
       if ((now.flags & ~wire.CMD_FLAG_FUA) !== 0) this.#badFlags(now);
-      else if (this.#inside(now)) this.#start(now, (request) => this.#prefetch(request));
+      else if (this.#inside(now))
+        this.#start(now, async (request) => {
+          request.chunks.push(this.#share.take());
+          await prefetch(this.#image, request, () => this.#stopped);
+          this.#writer.done(request);
+        });
     } else {
       this.#refuse(now, EINVAL, `command ${type} is not known here`);
     }
@@ -428,17 +438,6 @@ export class Transmission {
     });
   }
 
-  /** CACHE: reads the range, so that the caches below have it. */
-  async #prefetch(request: Request): Promise<void> {
-    const chunk = this.#share.take();
-    request.chunks.push(chunk);
-    const end = request.offset + request.length;
-    for (let at = request.offset; at < end && !this.#stopped; at += CHUNK_DATA) {
-      await this.#image.readv(at, IoVec.of(chunk.memory, 0, Math.min(CHUNK_DATA, end - at)));
-    }
-    this.#writer.done(request);
-  }
-
   /** The end of a change: after a flush when FUA asks for it. */
   async #settle(request: Request): Promise<void> {
     if ((request.flags & wire.CMD_FLAG_FUA) !== 0) await this.#image.flush();
@@ -460,7 +459,10 @@ export class Transmission {
     request.release();
     this.#recycle(request);
     this.inFlight--;
-    if (this.inFlight === 0) this.#idle?.();
+    if (this.inFlight === 0) {
+      if (this.#target === undefined) this.#arena.trim(); // an idle client holds no memory
+      this.#idle?.();
+    }
     this.#options.wake();
   }
 

@@ -36,6 +36,7 @@ export class ChunkPool {
   /** Bytes that sessions share; a session that has nothing under way may go above it with one command. */
   readonly limit: number;
   readonly #free: Chunk[] = [];
+  readonly #waiting = new Set<() => void>();
   readonly #keep: number;
   readonly #made: (memory: Uint8Array) => void;
 
@@ -61,6 +62,21 @@ export class ChunkPool {
   give(chunk: Chunk): void {
     this.used -= CHUNK_SIZE;
     if (this.#free.length < this.#keep) this.#free.push(chunk);
+    if (this.#waiting.size > 0) this.#wake();
+  }
+
+  /** Calls back once when memory has been given back. */
+  whenGiven(callback: () => void): void {
+    this.#waiting.add(callback);
+  }
+
+  #wake(): void {
+    const waiting = [...this.#waiting];
+    this.#waiting.clear();
+    // Together, behind whatever else is being given back now.
+    setImmediate(() => {
+      for (const callback of waiting) callback();
+    });
   }
 }
 
@@ -78,6 +94,16 @@ export class ChunkShare {
   /** True when `bytes` more stay within the limits of this session and of the pool. */
   allows(bytes: number): boolean {
     return this.used + bytes <= this.#limit && this.#pool.used + bytes <= this.#pool.limit;
+  }
+
+  /** No session has any: the first may take more than there should be. */
+  get alone(): boolean {
+    return this.#pool.used === 0;
+  }
+
+  /** Calls back once when any session has given memory back. */
+  whenGiven(callback: () => void): void {
+    this.#pool.whenGiven(callback);
   }
 
   take(): Chunk {

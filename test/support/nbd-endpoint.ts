@@ -34,14 +34,17 @@ export class MemoryEndpoint implements Edge {
   closed: { reason: string; graceful: boolean } | undefined;
   readonly #waiting: Batch[] = [];
 
-  constructor(exports: readonly NbdExport[], options: { limits?: Partial<NbdLimits>; tls?: EndpointHost['tls'] } = {}) {
+  constructor(
+    exports: readonly NbdExport[],
+    options: { limits?: Partial<NbdLimits>; tls?: EndpointHost['tls']; pool?: ChunkPool } = {},
+  ) {
     const limits = { ...DEFAULT_LIMITS, ...options.limits };
     this.host = {
       limits,
       counters: newCounters(),
       tls: options.tls ?? 'none',
       closing: false,
-      pool: new ChunkPool(limits.totalMemory),
+      pool: options.pool ?? new ChunkPool(limits.totalMemory),
       catalog: {
         list: () => exports,
         find: (name) => (name === '' ? exports[0] : exports.find((each) => each.name === name)),

@@ -2,6 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { LunetteError } from '../../../formats/core/errors.ts';
 import { createQcow2, ImageHost, IoVec, MemoryStorage } from '../../../formats/index.ts';
+import { ChunkPool } from '../../../src/wire/chunk-pool.ts';
 import {
   CONTEXTS,
   chunk,
@@ -15,6 +16,7 @@ import {
   go,
   MemoryEndpoint,
   pattern,
+  patternDisk,
   request,
   STRUCTURED,
   simpleReply,
@@ -225,6 +227,43 @@ describe('transmission', () => {
     }
     assert.equal(bytes, 2000 * 200_016);
     assert.ok(!wire.paused);
+  });
+
+  test('long requests of all clients wait for memory that others hold, short ones do not', async () => {
+    const limits = { totalMemory: 2 << 20, connectionMemory: 2 << 20, ownMemory: 300_000 };
+    const pool = new ChunkPool(limits.totalMemory);
+    const disk = exportOf(patternDisk(SIZE));
+    const [greedy, other, third] = [0, 1, 2].map(() => {
+      const wire = new MemoryEndpoint([disk], { limits, pool });
+      for (const bytes of [clientFlags, go()]) wire.endpoint.receive(bytes);
+      wire.take();
+      return wire;
+    }) as [MemoryEndpoint, MemoryEndpoint, MemoryEndpoint];
+    greedy.stuck = true;
+    greedy.endpoint.receive(request({ type: 0, length: SIZE }));
+    assert.equal(greedy.take().length, 16 + SIZE);
+    // What is promised counts from the first byte on: the head of a long write, cut in two.
+    const write = request({ type: 1, payload: pattern(3, 800_000) });
+    for (const part of [write.subarray(0, 10), write.subarray(10, 100)]) third.endpoint.receive(part);
+    for (const bytes of [request({ type: 0, length: SIZE }), request({ type: 0, length: 1000 })]) {
+      for (let at = 0; at < bytes.length; at += 9) other.endpoint.receive(bytes.subarray(at, at + 9));
+    }
+    assert.ok(other.paused);
+    assert.deepEqual(await other.settle(), Buffer.alloc(0));
+    const fourth = new MemoryEndpoint([disk], { limits, pool });
+    for (const bytes of [clientFlags, go()]) fourth.endpoint.receive(bytes);
+    fourth.take();
+    fourth.endpoint.receive(request({ type: 0, length: 290_000 }));
+    assert.equal((await fourth.settle()).length, 16 + 290_000);
+    assert.ok(pool.used < 3 << 20, `${pool.used}`);
+    greedy.unstick();
+    third.endpoint.receive(write.subarray(100));
+    assert.deepEqual(await third.settle(), simpleReply());
+    const bytes = await other.settle();
+    assert.equal(bytes.length, 16 + SIZE + 16 + 1000);
+    assert.ok(bytes.subarray(-1000).equals(pattern(3, 1000)));
+    for (const wire of [greedy, other, third, fourth]) await wire.settle();
+    assert.equal(pool.used, 0);
   });
 
   test('DISC closes once what is under way is answered', async () => {
