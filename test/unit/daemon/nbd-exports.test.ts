@@ -90,7 +90,8 @@ async function serveSnapshot(t: TestContext) {
   const request = { image: path };
   const opened = await openExport(host, request, SILENT);
   await createSnapshot(opened.image as ChainImage, 'one', {});
-  const exports = await NbdExports.create(host, [{ name: 'disk', request, opened }], SILENT);
+  const exports = new NbdExports(host, SILENT);
+  await exports.add({ name: 'disk', request, opened });
   const socket = join(folder, 's');
   const server = new NbdServer({ listen: { path: socket }, catalog: exports });
   await server.listen();
