@@ -13,6 +13,7 @@
         "glue_stream.cc",
         "glue_system.cc",
         "inflate.cc",
+        "io_flusher.cc",
         "io_queue.cc",
         "locks.cc",
         "probe.cc",

@@ -9,6 +9,7 @@
 
 #include "file_ops.h"
 #include "inflate.h"
+#include "io_flusher.h"
 #include "locks.h"
 
 namespace lunette {
@@ -188,6 +189,7 @@ void IoQueue::Work() {
     bool slow = !IsQuick(request->operation);
     hold.unlock();
     if (wake) wake_.notify_one();
+    FollowIoFlusher();
     uint64_t start = NowUs();
     request->result = Execute(*request);
     request->elapsed_us = static_cast<uint32_t>(NowUs() - start);

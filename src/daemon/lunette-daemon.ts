@@ -10,6 +10,7 @@ import { ConfiguredServers } from './configured-servers.ts';
 import { Control } from './control.ts';
 import { describe, type ServerLog } from './log.ts';
 import { MetricsEndpoint } from './metrics-endpoint.ts';
+import { claimStanding } from './standing.ts';
 import { connectSystemBus } from './system-bus.ts';
 import { TcmuService } from './tcmu-service.ts';
 
@@ -68,6 +69,7 @@ export class LunetteDaemon {
     const [host, log, bus] = [this.#host, this.#log, this.#bus];
     try {
       this.#service = await TcmuService.start({ host, log, bus, unknownHandlers });
+      await claimStanding(log);
     } catch (error) {
       if (config.tcmu.enable) throw error;
       // The exports say so again, and those over the network are served all the same.

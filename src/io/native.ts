@@ -4,6 +4,7 @@ export { type Crc32c, crc32cImplementation, nativeCrc32c } from '../native/crc32
 export { sendDatagram } from '../native/datagram.ts';
 export { systemError } from '../native/errno.ts';
 export { type DirectoryFacts, directoryFacts, type NativeFacts, nativeFacts } from '../native/facts.ts';
+export { becomeIoFlusher } from '../native/io-flusher.ts';
 export { ioThreads, setIoThreads } from '../native/io-queue.ts';
 export { registerMemory } from '../native/memory.ts';
 export * from '../native/ring-memory.ts';

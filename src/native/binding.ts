@@ -84,6 +84,8 @@ export interface NativeBinding {
   queueClose(queue: QueueHandle): void;
   readonly operations: QueueOperations;
 
+  /** Memory that this thread and those of I/O queues need does not wait for writes to disks that we serve. @returns 0 or a negative errno */
+  becomeIoFlusher(): number;
   /** One datagram to a Unix socket; a path that begins with @ is an abstract name. */
   sendDatagram(path: string, text: string): number;
   uioOpen(
