@@ -180,10 +180,12 @@ bool TcmuRing::CopyCommand(uint32_t at, uint32_t length, uint32_t* out, size_t r
   uint64_t entry_at = static_cast<uint64_t>(ring_offset_) + at;
   uint64_t iovecs = static_cast<uint64_t>(count) + bidirectional;
   if (iovecs > (length - kIovecsAt) / kIovecSize) return true;
-  if (cdb_at < entry_at + kIovecsAt + iovecs * kIovecSize || cdb_at + 8 > entry_at + length) return true;
+  uint64_t entry_end = entry_at + length;
+  // Compared without a sum of what the entry says: that could go round.
+  if (cdb_at < entry_at + kIovecsAt + iovecs * kIovecSize || cdb_at > entry_end - 8) return true;
   const uint8_t* cdb = base_ + cdb_at;
   uint32_t cdb_length = CdbLength(cdb[0], cdb[7]);
-  if (cdb_length > kMaxCdb || cdb_at + cdb_length > entry_at + length) return true;
+  if (cdb_length > kMaxCdb || cdb_length > entry_end - cdb_at) return true;
 
   uint32_t cdb_words = std::max(4u, (cdb_length + 3) / 4);
   size_t needed = kRecordCdb + cdb_words + 2 * static_cast<size_t>(iovecs);

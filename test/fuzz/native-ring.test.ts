@@ -14,6 +14,10 @@ const ringRules: readonly [string, string][] = [
     'unknown-opcode',
     'an entry of an opcode that nobody knows is marked so where it is, however short it is, and what follows it stays whole',
   ],
+  [
+    'million',
+    'of a million entries, good, malformed and unknown, each is completed once; only a damaged ring is called unusable',
+  ],
   ['missing-page', 'a page that is taken away costs the ring, not the process'],
 ];
 for (const [rule, words] of ringRules) {

@@ -144,6 +144,23 @@ export class MockTcmu {
     return { seconds: seconds ?? 0, done: done ?? 0, failed: failed ?? 0 };
   }
 
+  /**
+   * Random commands, plausible ones among them, with malformed entries and aborts between them.
+   *
+   * @returns what was completed, how much of it with GOOD, and how often data-in held what belongs to others
+   */
+  async fuzz(options: { readonly operations: number; readonly depth: number; readonly seed: number }): Promise<{
+    seconds: number;
+    done: number;
+    good: number;
+    stale: number;
+  }> {
+    const { operations, depth, seed } = options;
+    this.#process.stdin.write(`fuzz ${operations} ${depth} ${seed}\n`);
+    const [, seconds = 0, done = 0, good = 0, stale = 0] = (await this.#expect('fuzz ')).split(' ').map(Number);
+    return { seconds, done, good, stale };
+  }
+
   async #send(line: string): Promise<number> {
     this.#process.stdin.write(`${line}\n`);
     return Number((await this.#expect('sent ')).split(' ')[1]);

@@ -9,6 +9,7 @@
 //   malformed                a command whose iovec leads out of the data area
 //   reset                    action/reset_ring
 //   bench OPS DEPTH BYTES SPAN SEED   random READ(16) of BYTES within SPAN; WRITE(16) with `benchwrite`
+//   fuzz OPS DEPTH SEED      random CDBs, plausible ones among them, malformed and unknown entries, aborts; data is checked, not printed
 // Each completion is a line: id status flags readLength sense data. A benchmark ends with `bench SECONDS`.
 #include <errno.h>
 #include <fcntl.h>
@@ -220,7 +221,150 @@ class Device {
       Wake();
     } else if (verb == "bench" || verb == "benchwrite") {
       Bench(words, verb == "benchwrite");
+    } else if (verb == "fuzz") {
+      Fuzz(words);
     }
+  }
+
+  uint32_t Below(uint32_t limit) { return static_cast<uint32_t>(random_() % limit); }
+
+  // Half of them plausible: short transfers near the beginning of the disk.
+  std::vector<uint8_t> RandomCdb() {
+    static const uint8_t plausible[] = {0x00, 0x03, 0x08, 0x0a, 0x12, 0x15, 0x1a, 0x1b, 0x1d, 0x1e, 0x25, 0x28, 0x2a, 0x2e,
+                                        0x2f, 0x34, 0x35, 0x37, 0x41, 0x42, 0x4d, 0x55, 0x5a, 0x5e, 0x83, 0x84, 0x88, 0x89,
+                                        0x8a, 0x8b, 0x8e, 0x8f, 0x90, 0x91, 0x93, 0x9c, 0x9e, 0xa0, 0xa3, 0xa4, 0xa8, 0xaa,
+                                        0xae, 0xaf, 0xb7};
+    bool random = Below(2) == 0;
+    uint8_t opcode = random ? static_cast<uint8_t>(Below(256)) : plausible[Below(sizeof plausible)];
+    // Those that wipe the disk are for tests of their own.
+    while (opcode == 0x04 || opcode == 0x48) opcode = static_cast<uint8_t>(Below(256));
+    static const uint8_t by_group[8] = {6, 10, 10, 12, 16, 12, 10, 10};
+    uint8_t additional = static_cast<uint8_t>(Below(253));
+    size_t length = opcode == 0x7f ? 8u + additional : by_group[opcode >> 5];
+    std::vector<uint8_t> cdb(length);
+    for (uint8_t& byte : cdb) byte = static_cast<uint8_t>(random ? Below(256) : Below(8) == 0 ? Below(256) : 0);
+    cdb[0] = opcode;
+    if (opcode == 0x7f) cdb[7] = additional;
+    if (!random && length >= 10) {
+      // LBA and length, in their last bytes.
+      size_t lba_end = length == 16 ? 9 : 5;
+      cdb[lba_end] = static_cast<uint8_t>(Below(256));
+      cdb[length == 16 ? 13 : length == 12 ? 9 : 8] = static_cast<uint8_t>(Below(40));
+    } else if (!random && length == 6) {
+      cdb[4] = static_cast<uint8_t>(Below(256));
+    }
+    // A unit that is stopped would answer nothing else any more.
+    if (opcode == 0x1b) cdb[4] = 1;
+    return cdb;
+  }
+
+  // Which way the data of a command goes, as whoever sends it says.
+  static bool SendsData(uint8_t opcode) {
+    static const uint8_t senders[] = {0x0a, 0x15, 0x1d, 0x2a, 0x2e, 0x2f, 0x3b, 0x3f, 0x41, 0x42, 0x4c, 0x55, 0x5f, 0x7f, 0x83, 0x89,
+                                      0x8a, 0x8b, 0x8e, 0x8f, 0x93, 0x9c, 0x9d, 0x9f, 0xa4, 0xaa, 0xae, 0xaf, 0xbf};
+    for (uint8_t sender : senders) {
+      if (sender == opcode) return true;
+    }
+    return false;
+  }
+
+  // An entry whose counts and offsets are anything.
+  bool SubmitMalformed(uint16_t id) {
+    bool command = Below(2) == 0;
+    std::vector<uint8_t> entry(command ? 112 + 8 * Below(40) : 8 * (1 + Below(40)));
+    for (uint8_t& byte : entry) byte = static_cast<uint8_t>(Below(4) == 0 ? 0xff : Below(256));
+    uint32_t word = static_cast<uint32_t>(entry.size()) | (command ? 1 : 3 + Below(5));
+    memcpy(&entry[0], &word, 4);
+    memcpy(&entry[4], &id, 2);
+    entry[6] = entry[7] = 0;
+    // Iovecs that could name pages of others lead out of the region.
+    if (command) {
+      uint32_t count = 1 + Below(4);
+      uint64_t outside = size_ - Below(4096);
+      uint64_t length = 8192;
+      memcpy(&entry[8], &count, 4);
+      memset(&entry[12], 0, 12);
+      memcpy(&entry[48], &outside, 8);
+      memcpy(&entry[56], &length, 8);
+    }
+    return kernel_.SubmitRaw(entry, id);
+  }
+
+  // No byte is 0xee (bit 0 is set in all), also when some are put together with others: what is 0xee in data-in is somebody else's.
+  void FillOut(const std::vector<mock::Extent>& data) {
+    for (const mock::Extent& extent : data) {
+      uint64_t word = random_() | 0x0101010101010101;
+      for (uint64_t i = 0; i < extent.length; i++) memory_[extent.offset + i] = static_cast<uint8_t>(word >> (8 * (i % 8)));
+    }
+  }
+
+  bool HasStale(const mock::Completion& done, const Command& command) {
+    bool limited = (done.flags & 2) != 0 && done.read_length > 0;
+    if (!command.reads || (done.status == 2 && !limited)) return false;
+    uint64_t left = limited ? done.read_length : UINT64_MAX;
+    int row = 0;
+    for (const mock::Extent& extent : command.data) {
+      uint64_t take = std::min(left, extent.length);
+      for (uint64_t i = 0; i < take; i++) {
+        row = memory_[extent.offset + i] == kStale ? row + 1 : 0;
+        if (row == 4) return true;
+      }
+      left -= take;
+    }
+    return false;
+  }
+
+  void Fuzz(std::istringstream& words) {
+    uint64_t operations, depth, seed;
+    words >> operations >> depth >> seed;
+    random_.seed(seed);
+    uint64_t sent = 0, done = 0, good = 0, stale = 0;
+    double start = Now();
+    while (done < operations && !kernel_.broken()) {
+      bool any = false;
+      while (sent < operations && kernel_.in_flight() < depth) {
+        uint32_t kind = Below(64);
+        uint16_t id = kernel_.next_id();
+        if (kind < 4) {
+          if (!SubmitMalformed(id)) break;
+          commands_[id] = {{}, false};
+        } else {
+          std::vector<uint8_t> cdb = RandomCdb();
+          bool reads = !SendsData(cdb[0]);
+          uint64_t length = Below(4) == 0 ? Below(70000) : Below(3) == 0 ? 0 : 512 * Below(41);
+          std::vector<mock::Extent> data = Take(length, false);
+          if (!reads) FillOut(data);
+          id = kernel_.Submit(cdb, data);
+          if (id == 0) {
+            Give(data);
+            break;
+          }
+          commands_[id] = {data, reads};
+        }
+        sent++;
+        any = true;
+        if (Below(200) == 0) kernel_.SubmitTaskManagement(1, {static_cast<uint16_t>(1 + Below(static_cast<uint32_t>(depth)))});
+      }
+      if (any) Wake();
+      pollfd waiting = {kicks_, POLLIN, 0};
+      // Nothing in this time: it hangs.
+      if (poll(&waiting, 1, 60000) <= 0) break;
+      uint32_t count[1024];
+      while (read(kicks_, count, sizeof count) == static_cast<ssize_t>(sizeof count)) {
+      }
+      for (const mock::Completion& completion : kernel_.HandleCompletions()) {
+        Command& command = commands_[completion.id];
+        if (completion.status == 0) good++;
+        if (HasStale(completion, command)) stale++;
+        Give(command.data);
+        commands_.erase(completion.id);
+        done++;
+      }
+    }
+    if (kernel_.broken()) puts("broken");
+    printf("fuzz %.6f %llu %llu %llu\n", Now() - start, static_cast<unsigned long long>(done), static_cast<unsigned long long>(good),
+           static_cast<unsigned long long>(stale));
+    fflush(stdout);
   }
 
   void Bench(std::istringstream& words, bool writes) {
@@ -283,6 +427,7 @@ class Device {
   std::vector<uint64_t> free_;
   std::map<uint16_t, Command> commands_;
   uint64_t completed_ = 0;
+  std::mt19937_64 random_;
 };
 
 }  // namespace

@@ -381,6 +381,110 @@ void UnknownOpcode() {
   }
 }
 
+// An entry of a random opcode, or a command whose counts and offsets are random: its header is right, so that the ring goes on.
+std::vector<uint8_t> RandomEntry(uint16_t id) {
+  bool command = Below(2) == 0;
+  uint32_t length = command ? 112 + 8 * Below(40) : 8 * (1 + Below(40));
+  std::vector<uint8_t> entry(length);
+  for (uint8_t& byte : entry) byte = static_cast<uint8_t>(Below(4) == 0 ? 0xff : Below(256));
+  uint32_t word = length | (command ? 1 : 3 + Below(5));
+  memcpy(&entry[0], &word, 4);
+  memcpy(&entry[4], &id, 2);
+  entry[6] = entry[7] = 0;
+  if (command && Below(2) == 0) {
+    uint32_t count = Below(30);
+    memcpy(&entry[8], &count, 4);
+    memset(&entry[12], 0, 12);
+    uint64_t cdb_at = Below(3) == 0 ? UINT64_MAX - Below(300) : 128 + Below(8192);
+    memcpy(&entry[24], &cdb_at, 8);
+  }
+  return entry;
+}
+
+// A record says nothing about memory outside of the data area.
+void CheckBounds(const uint32_t* record, const Region& region, uint64_t data_at) {
+  if ((record[kRecordKind] & 0xffff) != kRecordCommand) return;
+  const uint32_t* iovec = record + kRecordCdb + std::max<uint32_t>(4, ((record[kRecordKind] >> 16) + 3) / 4);
+  uint32_t count = record[kRecordIovecs] + record[kRecordBidirectional];
+  CHECK(iovec + 2 * count == record + record[kRecordWords]);
+  for (uint32_t n = 0; n < count; n++) {
+    CHECK(iovec[2 * n] >= data_at && static_cast<uint64_t>(iovec[2 * n]) + iovec[2 * n + 1] <= region.size());
+  }
+}
+
+// A million entries, good, malformed and unknown, with a ring that is damaged now and then: everything is completed once, or the ring says
+// that it is unusable, which an undamaged one never does.
+void Million() {
+  uint64_t entries = 0;
+  while (entries < 1000000) {
+    Region region(64 * 1024);
+    mock::Kernel kernel(region.base(), region.size(), 8192);
+    TcmuRing ring(region.base(), region.size());
+    std::vector<uint32_t> batch(4096);
+    std::vector<uint16_t> held;
+    bool damaged = false;
+    bool usable = true;
+    auto fetch = [&] {
+      size_t words = 0;
+      size_t records = 0;
+      usable = ring.Fetch(batch.data(), batch.size(), &words, &records) == RingState::kGood;
+      CHECK(words <= batch.size());
+      const uint32_t* record = batch.data();
+      for (size_t i = 0; i < records; i++, record += record[kRecordWords]) {
+        uint32_t kind = record[kRecordKind] & 0xffff;
+        CheckBounds(record, region, kernel.data_offset());
+        if (kind == kRecordCommand || kind == kRecordMalformed) held.push_back(static_cast<uint16_t>(record[kRecordId]));
+      }
+    };
+    auto complete = [&](size_t count) {
+      std::shuffle(held.begin(), held.end(), random_source);
+      std::vector<uint32_t> completions;
+      for (; count > 0 && !held.empty(); count--, held.pop_back()) AddCompletion(&completions, held.back(), Below(3) == 0 ? 2 : 0, 0);
+      usable = ring.Complete(completions.data(), completions.size()) == RingState::kGood;
+      if (damaged || !usable) return;
+      kernel.HandleCompletions();
+      CHECK(!kernel.broken());
+    };
+    for (int turn = 0; turn < 3000 && usable; turn++) {
+      for (uint32_t count = Below(10); count > 0; count--, entries++) {
+        Sent command = RandomCommand(kernel.data_offset(), region.size());
+        switch (Below(8)) {
+          case 0:
+            kernel.SubmitTaskManagement(1, std::vector<uint16_t>(Below(20), 1));
+            break;
+          case 1:
+          case 2: {
+            uint16_t id = kernel.next_id();
+            kernel.SubmitRaw(RandomEntry(id), id);
+            break;
+          }
+          default:
+            kernel.Submit(command.cdb, command.data, command.bidirectional);
+        }
+      }
+      if (Below(1000) == 0) {
+        damaged = true;
+        for (uint32_t flips = 1 + Below(8); flips > 0; flips--) {
+          region.base()[Below(4) == 0 ? 12 + Below(4) : 128 + Below(8192)] = static_cast<uint8_t>(Below(256));
+        }
+      }
+      fetch();
+      if (usable) complete(Below(12));
+      // The mock kernel believes its own ring.
+      if (damaged && Below(4) == 0) break;
+    }
+    if (damaged) continue;
+    CHECK(usable);
+    while (!held.empty() || kernel.in_flight() > 0) {
+      fetch();
+      CHECK(usable);
+      complete(held.size());
+      CHECK(usable);
+    }
+    CHECK(ring.in_flight() == 0);
+  }
+}
+
 // A page that the kernel takes away under a reader costs the ring, not the process.
 void MissingPage() {
   int fd = memfd_create("ring", MFD_CLOEXEC);
@@ -421,7 +525,7 @@ int main(int argc, char** argv) {
   } rules[] = {
       {"every-command-once", EveryCommandOnce}, {"two-threads", TwoThreads},   {"garbage", Garbage},
       {"reset", Reset},                         {"bad-completions", BadCompletions}, {"unknown-opcode", UnknownOpcode},
-      {"missing-page", MissingPage},
+      {"missing-page", MissingPage}, {"million", Million},
   };
   if (argc != 3) return 2;
   random_source.seed(static_cast<unsigned>(atol(argv[2])));
