@@ -1,5 +1,7 @@
 import type { ImageHost } from '../../formats/index.ts';
-import { describe } from './log.ts';
+import { parseImageSource } from '../open/name.ts';
+import { describe, SILENT } from './log.ts';
+import { openExport } from './open-export.ts';
 import { requestOf } from './tcmu-handlers.ts';
 
 /**
@@ -17,8 +19,13 @@ export async function checkConfig(
     const request = requestOf(config);
     if (!config.startsWith(`${handler}/`))
       return `this is the handler ${handler}: the configuration must begin with ${handler}/`;
-    if (!trusted || request.image.startsWith('nbd')) return undefined;
+    if (!trusted) return undefined;
     const { image, format, snapshot } = request;
+    if (parseImageSource(image).kind !== 'file') {
+      const remote = await openExport(host, { ...request, readOnly: true }, SILENT);
+      await remote.image.close();
+      return undefined;
+    }
     const opened = await host.open(image, { format, snapshot, readOnly: true, lock: 'shared' });
     await opened.close();
     return undefined;

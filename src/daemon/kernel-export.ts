@@ -9,6 +9,7 @@ import { CONFIGFS_TARGET, KernelTarget } from '../lio/provision.ts';
 import type { BackstoreRequest, ChapRequest, TargetRequest } from '../lio/request.ts';
 import { loopbackName, nexusName, serialNumber } from '../lio/target-names.ts';
 import { createHost, type HostOptions } from '../open/host.ts';
+import { parseBridgeSource } from '../qemu/source.ts';
 import { escapeText } from '../tcmu/config-string.ts';
 import type { Address } from './address.ts';
 import { closeInOrder } from './close-in-order.ts';
@@ -132,8 +133,11 @@ export function checkKernelOptions(options: KernelExportOptions): void {
     for (const key of ['forceShare', 'strict', 'parent', 'ignoreCid', 'force'] as const) {
       if (request[key] !== undefined && request[key] !== false) fail(`${key} cannot be said to a TCMU device`);
     }
-    if (request.image.startsWith('qemu:')) {
-      fail('a foreign format over the kernel: use targetcli with user:qemu, or --transport iscsi');
+    if (request.image.startsWith('qemu:') && bridgedFile(request.image) === undefined) {
+      fail(
+        'only files can be opened by QEMU for the kernel',
+        'qemu:FORMAT:PATH; over the network --transport iscsi takes others.',
+      );
     }
   }
   if (options.fabric === 'iscsi' && options.listen.port === 0) {
@@ -147,8 +151,10 @@ export function checkKernelOptions(options: KernelExportOptions): void {
 /** The configuration string of a request. */
 export function configStringOf(request: ExportRequest, optical: boolean): string {
   const url = /^nbds?(\+unix)?:\/\//.test(request.image);
-  const handler = url ? 'nbd' : (request.format ?? 'image');
-  const parts = [`${handler}/${escapeText(url ? request.image : path.resolve(request.image))}`];
+  const bridged = bridgedFile(request.image);
+  const handler = url ? 'nbd' : bridged !== undefined ? `qemu/${bridged.format}` : (request.format ?? 'image');
+  const image = url ? request.image : path.resolve(bridged?.file ?? request.image);
+  const parts = [`${handler}/${escapeText(image)}`];
   if (request.snapshot !== undefined) parts.push(`snapshot=${escapeText(request.snapshot)}`);
   if (request.readOnly === true) parts.push('readonly');
   if (request.overlay !== undefined) parts.push(`overlay=${escapeText(path.resolve(request.overlay))}`);
@@ -156,6 +162,13 @@ export function configStringOf(request: ExportRequest, optical: boolean): string
   if (request.discardNoUnref === true) parts.push('discard-no-unref');
   parts.push(optical ? 'optical' : 'disk');
   return parts.join(';');
+}
+
+/** The file of `qemu:FORMAT:PATH`; undefined for everything else. */
+function bridgedFile(image: string): { readonly format: string; readonly file: string } | undefined {
+  if (!image.startsWith('qemu:')) return undefined;
+  const { format, file } = parseBridgeSource(image);
+  return format === undefined || file === undefined ? undefined : { format, file };
 }
 
 async function planAll(

@@ -39,6 +39,7 @@ const ERRNO: Partial<Record<ErrorCode, number>> = {
   NO_SPACE: -28,
   READ_ONLY: -30,
   UNSUPPORTED: -95,
+  UNAVAILABLE: -19,
   TIMEOUT: -110,
 };
 const EIO = -5;

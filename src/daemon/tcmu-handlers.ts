@@ -1,4 +1,6 @@
 import { LunetteError } from '../../formats/core/errors.ts';
+import { parseNbdUri } from '../nbd/uri.ts';
+import { parseBridgeSource } from '../qemu/source.ts';
 import { absolute, parseConfigString } from '../tcmu/config-string.ts';
 import type { ExportRequest } from './open-export.ts';
 
@@ -8,8 +10,10 @@ interface Handler {
   /** Undefined: found by looking. */
   readonly format: string | undefined;
   readonly what: string;
-  /** The image is not a file. */
-  readonly url?: 'nbd';
+  /** How `cfgstring=` is written. Default: an absolute path. */
+  readonly form?: string;
+  /** Another program opens the image: its name for ExportRequest, by what stands behind the handler. Default: the path of a file. */
+  readonly remote?: (text: string) => string;
 }
 
 const OPTIONS =
@@ -21,7 +25,14 @@ const HANDLERS: readonly Handler[] = [
   { name: 'vdi', format: 'vdi', what: 'a VirtualBox disk' },
   { name: 'raw', format: 'raw', what: 'a raw image or a block device' },
   { name: 'image', format: undefined, what: 'an image of any format, found by looking' },
-  { name: 'nbd', format: 'raw', what: 'an export of an NBD server', url: 'nbd' },
+  { name: 'nbd', format: 'raw', what: 'an export of an NBD server', form: 'HOST%3APORT/NAME', remote: nbdUrl },
+  {
+    name: 'qemu',
+    format: undefined,
+    what: 'an image that QEMU opens for us (vhd, vhdx, qed, parallels, dmg…)',
+    form: 'FORMAT//ABSOLUTE/PATH',
+    remote: bridgeName,
+  },
   // For configurations that were saved under tcmu-runner.
   { name: 'qcow', format: 'qcow2', what: 'a qcow2 image (the name that tcmu-runner has for it)' },
   { name: 'file', format: 'raw', what: 'a raw image (the name that tcmu-runner has for it)' },
@@ -34,10 +45,10 @@ export interface TcmuRequest extends ExportRequest {
 
 /** Names and help texts, for targetcli. */
 export function handlerDescriptions(): { readonly name: string; readonly description: string }[] {
-  return HANDLERS.map(({ name, what, url }) => {
-    const form = url === undefined ? 'cfgstring=/ABSOLUTE/PATH' : 'cfgstring=HOST%3APORT/NAME';
-    return { name, description: `${what}: ${form}[;OPTION…]. ${OPTIONS}` };
-  });
+  return HANDLERS.map(({ name, what, form = '/ABSOLUTE/PATH' }) => ({
+    name,
+    description: `${what}: cfgstring=${form}[;OPTION…]. ${OPTIONS}`,
+  }));
 }
 
 /** Whether devices with this first word in their configuration are ours. */
@@ -59,7 +70,10 @@ export function requestOf(configString: string): TcmuRequest {
     });
   }
   const { snapshot, readOnly, overlay, secretFile } = config;
-  const image = handler.url === undefined ? absolute(config.image) : urlOf(config.image, handler.url);
+  const image = handler.remote === undefined ? absolute(config.image) : handler.remote(config.image);
+  if (handler.remote !== undefined && overlay !== undefined) {
+    throw new LunetteError('INVALID', 'an overlay on what another program opens cannot be served');
+  }
   // A disc in a drive is what somebody wants who names an .iso file; `disk` says otherwise.
   const optical = config.optical ?? (overlay === undefined && /\.iso$/i.test(image));
   return {
@@ -75,6 +89,23 @@ export function requestOf(configString: string): TcmuRequest {
 }
 
 /** `HOST:PORT/NAME`, or a whole URL. */
-function urlOf(text: string, scheme: string): string {
-  return /^nbds?(\+\w+)?:\/\//.test(text) ? text : `${scheme}://${text.replace(/^\/+/, '')}`;
+function nbdUrl(text: string): string {
+  const url = /^nbds?(\+\w+)?:\/\//.test(text) ? text : `nbd://${text.replace(/^\/+/, '')}`;
+  parseNbdUri(url);
+  return url;
+}
+
+/** `FORMAT/PATH` as the bridge's `qemu:FORMAT:PATH`. The path is absolute, with its slash or without. */
+function bridgeName(text: string): string {
+  const [, format, path] = /^([^/]+)\/+(.+)$/s.exec(text) ?? [];
+  if (format === undefined || path === undefined) {
+    throw new LunetteError('INVALID', 'the configuration is not qemu/FORMAT/PATH', {
+      help: 'For example cfgstring=vhdx//images/disk.vhdx.',
+    });
+  }
+  const name = `qemu:${format}:/${path}`;
+  if (parseBridgeSource(name).file === undefined) {
+    throw new LunetteError('INVALID', `${format} is no format of a file here`);
+  }
+  return name;
 }
