@@ -1,5 +1,6 @@
 import type { ImageHost } from '../../formats/index.ts';
 import { parseImageSource } from '../open/name.ts';
+import { secretsOf } from '../open/secrets.ts';
 import { describe, SILENT } from './log.ts';
 import { openExport } from './open-export.ts';
 import { requestOf } from './tcmu-handlers.ts';
@@ -20,13 +21,14 @@ export async function checkConfig(
     if (!config.startsWith(`${handler}/`))
       return `this is the handler ${handler}: the configuration must begin with ${handler}/`;
     if (!trusted) return undefined;
-    const { image, format, snapshot } = request;
+    const { image, format, snapshot, secretFile } = request;
     if (parseImageSource(image).kind !== 'file') {
       const remote = await openExport(host, { ...request, readOnly: true }, SILENT);
       await remote.image.close();
       return undefined;
     }
-    const opened = await host.open(image, { format, snapshot, readOnly: true, lock: 'shared' });
+    const secrets = secretFile === undefined ? {} : { secrets: secretsOf(secretFile) };
+    const opened = await host.open(image, { format, snapshot, readOnly: true, lock: 'shared', ...secrets });
     await opened.close();
     return undefined;
   } catch (error) {
