@@ -34,6 +34,8 @@ export class MockTcmu {
   readonly memoryFd: number;
   readonly eventFd: number;
   readonly kickFd: number;
+  /** Of the memory, and of the pipes for wakeups of either side, for a process of its own. */
+  readonly paths: readonly [string, string, string];
   readonly #process: ChildProcessByStdio<Writable, Readable, null>;
   readonly #lines: AsyncIterator<string>;
   /** Completions that came while something else was waited for. */
@@ -42,10 +44,12 @@ export class MockTcmu {
   private constructor(
     regionSize: number,
     fds: readonly [number, number, number],
+    paths: readonly [string, string, string],
     child: ChildProcessByStdio<Writable, Readable, null>,
   ) {
     this.regionSize = regionSize;
     [this.memoryFd, this.eventFd, this.kickFd] = fds;
+    this.paths = paths;
     this.#process = child;
     this.#lines = createInterface({ input: child.stdout })[Symbol.asyncIterator]();
   }
@@ -71,7 +75,7 @@ export class MockTcmu {
       child.kill('SIGKILL');
       for (const fd of fds) closeSync(fd);
     });
-    const mock = new MockTcmu(regionSize, fds, child);
+    const mock = new MockTcmu(regionSize, fds, [memory, events, kicks], child);
     await mock.#expect('ready');
     return mock;
   }
