@@ -2,6 +2,7 @@
 
 import assert from 'node:assert/strict';
 import { copyFile, readFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { test } from 'node:test';
 import { IoVec } from '../../formats/core/iov.ts';
 import { KiB, MiB } from '../../formats/core/units.ts';
@@ -14,14 +15,24 @@ import { nbdMap, startQemuNbd } from '../support/nbd.ts';
 import { assertClean, create, info, qemuImg, qemuIo } from '../support/qemu.ts';
 import { type Random, randomFor } from '../support/random.ts';
 import { requires } from '../support/requires.ts';
-import type { Cleanup } from '../support/temporary.ts';
+import { type Cleanup, temporaryDirectory } from '../support/temporary.ts';
 
-const SHAPES = [
+interface Shape {
+  readonly clusterSize: number;
+  readonly size: number;
+  readonly options: Readonly<Record<string, string | number>>;
+}
+
+const SHAPES: readonly Shape[] = [
   { clusterSize: 512, size: 3 * MiB, options: { refcount_bits: 64 } },
   { clusterSize: 4 * KiB, size: 40 * MiB + 512, options: {} },
   { clusterSize: 64 * KiB, size: 300 * MiB + 1536, options: {} },
   { clusterSize: 2 * MiB, size: 64 * MiB, options: {} },
-] as const;
+  { clusterSize: 16 * KiB, size: 40 * MiB + 512, options: { extended_l2: 'on' } },
+  { clusterSize: 4 * KiB, size: 20 * MiB, options: { data_file: 'data.raw' } },
+  { clusterSize: 64 * KiB, size: 40 * MiB + 512, options: { data_file: 'data.raw', data_file_raw: 'on' } },
+  { clusterSize: 32 * KiB, size: 40 * MiB, options: { data_file: 'data.raw', extended_l2: 'on' } },
+];
 
 async function withImage<T>(path: string, act: (image: ChainImage) => Promise<T>, readOnly = false): Promise<T> {
   const host = new ImageHost();
@@ -176,11 +187,20 @@ async function assertContents(t: Cleanup, path: string, size: number, model: Map
 }
 
 for (const { clusterSize, size, options } of SHAPES) {
-  test(`bitmaps that both programs keep and change hold what both wrote: clusters of ${clusterSize}`, {
+  const what = [`clusters of ${clusterSize}`, ...Object.keys(options)].join(', ');
+  test(`bitmaps that both programs keep and change hold what both wrote: ${what}`, {
     skip: requires.qemuNbd() || requires.nbdinfo(),
   }, async (t) => {
     const random = randomFor(t);
-    const path = await create(t, { size, clusterSize, options });
+    const folder = await temporaryDirectory(t);
+    // QEMU looks for data files where it runs.
+    const data = 'data_file' in options ? { data_file: join(folder, 'data.raw') } : {};
+    const path = await create(t, {
+      path: join(folder, 'disk.qcow2'),
+      size,
+      clusterSize,
+      options: { ...options, ...data },
+    });
     const model = new Map<string, Expected>();
     const steps: string[] = [];
     for (let i = 0; i < 14; i++) {
