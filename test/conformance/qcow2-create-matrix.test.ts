@@ -133,6 +133,11 @@ test(`${ROUNDS} combinations of options: what is made, refused and said of the i
       other,
       String(size),
     ]);
+    if (encrypted && values.data_file_raw === 'on' && theirs.made) {
+      // What is encrypted is no raw image: QEMU makes one all the same.
+      assert.match(ours.stderr, /data_file_raw and encryption exclude each other/, context);
+      continue;
+    }
     assert.equal(ours.status === 0, theirs.made, `${context}: ours ${ours.stderr}, QEMU's ${theirs.why}`);
     if (theirs.made) {
       made++;
