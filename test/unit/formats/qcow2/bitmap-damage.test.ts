@@ -119,6 +119,26 @@ test('storing what was written at the end of a session leaves a damaged bitmap i
   assert.ok(new Qcow2File(storage.toBytes()).bitmaps().every(({ inUse }) => inUse));
 });
 
+for (const which of ['directory', 'table'] as const) {
+  test(`a write that would land on the ${which} of bitmaps is refused, and marks the image corrupt`, async () => {
+    const file = await sample();
+    const [a] = file.bitmaps();
+    const target = which === 'directory' ? a?.directory?.at : a?.table;
+    const l2 = Number(file.u64(file.l1Offset) & OFFSET);
+    file.setU64(l2, (1n << 63n) | BigInt(target as number));
+    const storage = new MemoryStorage({ bytes: file.bytes });
+    const image = await openImage(storage);
+    await assert.rejects(image.writev(0, IoVec.of(new Uint8Array(CLUSTER))), { code: 'CORRUPT' });
+    await image.close().catch(() => undefined);
+    const after = new Qcow2File(storage.toBytes());
+    assert.equal(after.u64(72) & 2n, 2n);
+    const at = (target as number) - ((target as number) % CLUSTER);
+    if (which === 'table') {
+      assert.deepEqual(after.bytes.subarray(at, at + CLUSTER), file.bytes.subarray(at, at + CLUSTER));
+    }
+  });
+}
+
 test('after a repair a bitmap that shared a cluster with the guest can be removed, and the data stays', async () => {
   const file = await sample();
   const storage = plant(file, place(file, 10 * CLUSTER));

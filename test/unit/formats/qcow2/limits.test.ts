@@ -2,12 +2,14 @@
 
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { KiB, MiB } from '../../../../formats/core/units.ts';
+import { IoVec } from '../../../../formats/core/iov.ts';
+import { alignUp, KiB, MiB } from '../../../../formats/core/units.ts';
+import { listBitmaps } from '../../../../formats/image/bitmaps.ts';
 import { BITMAP_ENTRY, parseBitmapDirectory } from '../../../../formats/qcow2/bitmaps.ts';
 import { EXTENSION, encodeExtensions } from '../../../../formats/qcow2/extensions.ts';
 import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import { Qcow2File } from '../../../support/qcow2-file.ts';
-import { createImage, openLayer } from '../../../support/qcow2-images.ts';
+import { createImage, openImage, openLayer } from '../../../support/qcow2-images.ts';
 
 const CLUSTER = 64 * KiB;
 const DIRECTORY = 5 * CLUSTER;
@@ -156,6 +158,50 @@ for (const [rule, type, data, expected] of EXTENSION_RULES) {
     await assert.rejects(openLayer(storage, { readOnly: true, secret: Buffer.from('x') }), expected);
   });
 }
+
+for (const [rule, offset, expected] of [
+  ['is at a cluster boundary', BigInt(DIRECTORY + 512), { code: 'CORRUPT', field: 'bitmaps' }],
+  ['is inside the file', 1n << 40n, { code: 'TRUNCATED', field: 'bitmaps' }],
+] as const) {
+  test(`a bitmap directory ${rule}, or its bitmaps are lost with the first write, which is said`, async () => {
+    const words = words64(ONE_BITMAP, 32n, offset);
+    const storage = await withExtension(EXTENSION.BITMAPS, words, (file) => {
+      file.setU64(88, 1n);
+      file.bytes = new Uint8Array(Buffer.concat([file.bytes, new Uint8Array(2 * CLUSTER)]));
+    });
+    const reader = await openImage(storage, { readOnly: true });
+    await assert.rejects(listBitmaps(reader), expected);
+    await reader.close();
+    const warnings: string[] = [];
+    const image = await openImage(storage, { warnings });
+    await image.writev(0, IoVec.of(new Uint8Array(512)));
+    await image.close();
+    assert.match(warnings.join(), /once the image is written its bitmaps are lost/);
+    assert.equal(new Qcow2File(storage.toBytes()).u64(88) & 1n, 0n);
+  });
+}
+
+test('a snapshot table above 64 MiB is refused, at the entry that goes beyond it', async () => {
+  const { storage } = await withSnapshot(() => undefined);
+  const start = alignUp(storage.size, CLUSTER);
+  // The longest ids and names that there can be: 131 KB an entry.
+  const entry = alignUp(40 + 2 * 65535, 8);
+  const bytes = new Uint8Array(40);
+  new DataView(bytes.buffer).setUint32(12, 0xffffffff);
+  const count = Math.ceil((64 * MiB) / entry) + 1;
+  for (let i = 0; i < count; i++) await storage.writev(start + i * entry, IoVec.of(bytes));
+  await storage.resize(start + (count + 1) * entry);
+  const header = new DataView(new ArrayBuffer(12));
+  header.setUint32(0, count);
+  header.setBigUint64(4, BigInt(start));
+  await storage.writev(60, IoVec.of(new Uint8Array(header.buffer)));
+  const over = Math.floor((64 * MiB) / entry);
+  await assert.rejects(openLayer(storage, { readOnly: true }), {
+    code: 'TOO_LARGE',
+    field: 'snapshotsOffset',
+    offset: start + over * entry,
+  });
+});
 
 test('an image whose data is in a file that it does not name is refused', async () => {
   const file = new Qcow2File((await createImage({ size: 8 * MiB })).toBytes());
