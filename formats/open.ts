@@ -8,7 +8,7 @@ import { MiB } from './core/units.ts';
 import type { FormatDriver, LayerContext, LayerOpenOptions, Secrets } from './driver.ts';
 import { ChainImage } from './image/chain.ts';
 import { settle } from './image/chain-read.ts';
-import { DirectoryGate, type OpenGate, type ReferenceKind } from './image/gate.ts';
+import { DirectoryGate, isWebAddress, type OpenGate, type ReferenceKind } from './image/gate.ts';
 import type { Layer } from './image/layer.ts';
 import { checkParentIds } from './image/parent.ts';
 import { DRIVERS, driverOf, probe } from './registry.ts';
@@ -426,10 +426,11 @@ export class ImageHost {
       reference.startsWith('file:') && !reference.startsWith('file://') ? reference.slice('file:'.length) : reference;
     // As QEMU: a colon before the first slash makes it a protocol; ./a:b escapes.
     const protocol = /^([^/]*?):/.exec(plain)?.[1];
-    if (protocol !== undefined) {
+    const onServer = isWebAddress(plain);
+    if (protocol !== undefined && !onServer) {
       throw new ImageError('UNSUPPORTED', `its ${kind} is ${reference}: ${protocol} is no file`, { path: from.path });
     }
-    const path = from.resolve(plain);
+    const path = onServer ? plain : from.resolve(plain);
     this.#gate.admit(path, from.path, kind);
     return path;
   }

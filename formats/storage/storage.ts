@@ -23,6 +23,8 @@ export interface Storage {
   readonly growsZeroed: boolean;
   /** False when discard() always says that it cannot. */
   readonly discards: boolean;
+  /** What changes when the bytes do, as their server names it. Absent: for files, their times say it. */
+  readonly version?: string | undefined;
 
   /**
    * Reads byteLength(iov) bytes at `offset` now, if that needs no waiting.

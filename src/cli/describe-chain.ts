@@ -1,8 +1,9 @@
 import { stat } from 'node:fs/promises';
 import { ImageError } from '../../formats/core/errors.ts';
+import { isWebAddress } from '../../formats/image/gate.ts';
 import type { Layer } from '../../formats/image/layer.ts';
 import { createGate, createHost, explainFormat, type HostOptions, refuseForeign } from '../open/host.ts';
-import { parseImageName, parseImageSource, type RemoteSource } from '../open/name.ts';
+import { isRemote, parseImageName, parseImageSource, type RemoteSource } from '../open/name.ts';
 import { openRemoteImage } from '../open/remote-image.ts';
 import { combine, type ImageInfo, imageInfo } from './image-info.ts';
 
@@ -32,7 +33,7 @@ interface ToDescribe {
 /** What an image is, and with `backingChain` what is below it, top first. Each file is opened alone, and closed again. */
 export async function describeChain(image: string, options: DescribeOptions): Promise<ImageInfo[]> {
   const name = parseImageSource(image);
-  if (name.kind !== 'file') return [await describeRemote(name, options)];
+  if (isRemote(name)) return [await describeRemote(name, options)];
   const gate = createGate(options);
   const host = createHost(options);
   const chain: ImageInfo[] = [];
@@ -66,7 +67,7 @@ export async function describeChain(image: string, options: DescribeOptions): Pr
       chain.push(imageInfo(filename, described, storage.size, options));
       if (options.backingChain === true && described.backingFile !== undefined) {
         const reference = fileReference(described.backingFile, path);
-        const below = storage.resolve(reference);
+        const below = isWebAddress(reference) ? reference : storage.resolve(reference);
         gate.admit(below, path, 'backing file');
         next = { filename: combine(filename, reference), path: below, format: described.backingFormat };
       }
@@ -100,7 +101,7 @@ async function describeRemote(source: RemoteSource, options: DescribeOptions): P
 /** The file that a backing reference means. @throws {ImageError} UNSUPPORTED when it means something else than a file */
 function fileReference(reference: string, from: string): string {
   try {
-    return parseImageName(reference).path;
+    return isWebAddress(reference) ? reference : parseImageName(reference).path;
   } catch (cause) {
     throw new ImageError('UNSUPPORTED', `its backing file ${reference} is not a file`, { path: from, cause });
   }

@@ -39,7 +39,7 @@ export interface ChildEntry {
     readonly 'virtual-size': number | undefined;
     readonly 'actual-size': number | undefined;
     readonly 'dirty-flag': false;
-    readonly 'format-specific': { readonly type: 'file'; readonly data: Readonly<Record<string, never>> };
+    readonly 'format-specific': { readonly type: 'file'; readonly data: Readonly<Record<string, never>> } | undefined;
     readonly children: readonly [];
   };
 }
@@ -92,18 +92,21 @@ export function snapshotEntry(snapshot: NonNullable<LayerInfo['snapshots']>[numb
 }
 
 function childEntries(filename: string, layer: LayerInfo, fileLength: number): ChildEntry[] {
-  const entry = (name: string, path: string, length?: number, allocated?: number): ChildEntry => ({
-    name,
-    info: {
-      filename: path,
-      format: 'file',
-      'virtual-size': length,
-      'actual-size': allocated,
-      'dirty-flag': false,
-      'format-specific': { type: 'file', data: {} },
-      children: [],
-    },
-  });
+  const entry = (name: string, path: string, length?: number, allocated?: number): ChildEntry => {
+    const protocol = /^(https?):/i.exec(path)?.[1]?.toLowerCase();
+    return {
+      name,
+      info: {
+        filename: path,
+        format: protocol ?? 'file',
+        'virtual-size': length,
+        'actual-size': allocated,
+        'dirty-flag': false,
+        'format-specific': protocol === undefined ? { type: 'file', data: {} } : undefined,
+        children: [],
+      },
+    };
+  };
   // Files that the image names are listed, not looked at: their names come from inside the image.
   return [
     ...(layer.children ?? []).map(({ name, path }) => entry(name, path)),

@@ -1,4 +1,5 @@
 import { statSync } from 'node:fs';
+import { resolve } from 'node:path';
 import { UsageError } from '../../formats/core/errors.ts';
 import type { Image } from '../../formats/image/image.ts';
 import { creatorOf, type ImageHost } from '../../formats/index.ts';
@@ -12,6 +13,7 @@ import { secretsOf, targetSecretFiles } from '../open/secrets.ts';
 import type { ConvertCommandOptions } from './commands/convert.ts';
 import type { CliContext } from './context.ts';
 import { asksForHelp, parseOptionTexts, renderOptions } from './create-options.ts';
+import { oneLine } from './exit.ts';
 import { createProgress } from './progress.ts';
 
 type Warn = (message: string, path: string) => void;
@@ -72,6 +74,7 @@ export async function runConvert(
         : convertImage({
             ...common,
             ...creation(options),
+            resume: options.resume === true ? resumption(context, options, names, target) : undefined,
             target: parseImageName(target).path,
             gate: createGate(options),
             secrets: secretsOf(targetSecretFiles(options)),
@@ -90,6 +93,20 @@ export async function runConvert(
 /** What is tried on files that are opened: a target in place among them. */
 function allSecretFiles({ secretFile, targetSecretFile }: ConvertCommandOptions): readonly string[] | undefined {
   return targetSecretFile === undefined ? secretFile : [...(secretFile ?? []), targetSecretFile];
+}
+
+function resumption(context: CliContext, options: ConvertCommandOptions, names: readonly string[], target: string) {
+  const { format, snapshot, parent, quiet } = options;
+  const chosen = JSON.stringify({ format, snapshot, parent });
+  return {
+    names: names.map((name) => {
+      const source = parseImageSource(name);
+      return `${source.kind === 'file' ? resolve(source.path) : name} ${chosen}`;
+    }),
+    say(message: string) {
+      if (quiet !== true) context.stderr.write(`lunette: ${oneLine(`${target}: ${message}`)}\n`);
+    },
+  };
 }
 
 function creation(options: ConvertCommandOptions) {
@@ -138,6 +155,9 @@ async function convertInPlace(
   common: InPlaceOptions,
 ): Promise<{ checksum: string | undefined }> {
   const { outputFormat, targetIsZero = false, compress } = options;
+  if (options.resume === true) {
+    throw new UsageError('USAGE', '--resume is for new files: what is written in place cannot be gone on with');
+  }
   if (STDOUT.has(target)) {
     const write = context.stdout.writeBytes;
     refuseForPipes(options);

@@ -20,9 +20,13 @@ import {
 import { nativeInflate } from '../io/native-inflate.ts';
 import { openStorage as openNative } from '../io/open-storage.ts';
 import { compareDisks } from './compare.ts';
-import { type CopyOptions, copyDisk } from './copy.ts';
+import { type CopyOptions, copyDisk, copyUnit } from './copy.ts';
 import { concatenate, type DiskSource, isShared, withSize } from './disk.ts';
 import { WorkerEncoder } from './encoder.ts';
+import { removeJournal } from './journal.ts';
+import { readAhead } from './proof.ts';
+import { journalName, type ResumeOptions, Resumption, wipeFrom } from './resumption.ts';
+import { type DataRun, dataRuns } from './runs.ts';
 import { StagedTarget } from './staging.ts';
 import { StreamChecksum } from './stream-checksum.ts';
 import { unchangedBelow } from './unchanged.ts';
@@ -54,6 +58,8 @@ export interface ConvertOptions
   readonly settle?: (() => Promise<void>) | undefined;
   /** Work out the SHA-256 of the disk on the way. */
   readonly checksum?: boolean | undefined;
+  /** Keep a journal, leave what is done when it fails, and go on with what such a conversion left. Not for streams. */
+  readonly resume?: ResumeOptions | undefined;
   /** Passphrases: an encrypted target gets the first. */
   readonly secrets?: Secrets | undefined;
   readonly gate?: OpenGate | undefined;
@@ -84,22 +90,62 @@ export async function convertImage(options: ConvertOptions): Promise<ConvertResu
   const joined = concatenate(options.sources);
   const source = withSize(joined, creator.sizeOf(joined.size));
   const checksum = options.checksum === true ? new StreamChecksum() : undefined;
-  const staged = await StagedTarget.begin(options.target, { openStorage, sync, warn });
+  const isStream = values.subformat === 'streamOptimized';
+  const resume = isStream ? undefined : options.resume;
+  const staged = await StagedTarget.begin(options.target, { openStorage, sync, warn, keep: resume !== undefined });
+  let resumption: Resumption | undefined;
   try {
+    if (resume !== undefined) resumption = await prepareResumption(options, source.size, values, staged, resume);
+    else await forgetJournal(options, staged);
     const backing = await lookAtBacking(options, staged);
-    if (values.subformat === 'streamOptimized') {
+    if (isStream) {
       await writeStream(source, staged, creator, values, options, checksum);
     } else {
-      await writeImage(source, staged, { creator, values, backing }, options, checksum);
+      await writeImage(source, staged, { creator, values, backing }, options, checksum, resumption);
     }
     if (options.verify === true) await verify(source, staged, options);
     await options.settle?.();
+    await staged.commit();
   } catch (error) {
-    await staged.abort();
+    await giveUp(staged, resumption, error);
     throw error;
   }
-  await staged.commit();
+  await resumption?.remove();
   return { size: source.size, checksum: checksum?.finish(source.size) };
+}
+
+function prepareResumption(
+  options: ConvertOptions,
+  size: number,
+  values: CreateValues,
+  staged: StagedTarget,
+  resume: ResumeOptions,
+): Promise<Resumption> {
+  const { format, compress = false, backing, sparseSize, sync = true, sources, signal, gate } = options;
+  const what = { format, values, compress, backing, sparseSize, size };
+  return Resumption.prepare({ ...resume, what, format, sources, staged, sync, signal, gate });
+}
+
+/** What is written stays only where another attempt can go on with it. */
+async function giveUp(staged: StagedTarget, resumption: Resumption | undefined, error: unknown): Promise<void> {
+  if (resumption?.worthKeeping !== true) {
+    await resumption?.remove();
+    await staged.abort();
+    return;
+  }
+  await resumption.release();
+  await staged.release();
+  if (error instanceof LunetteError) {
+    error.help ??= `What is done stays in ${staged.temporary}: the same command goes on from there.`;
+  }
+}
+
+/** A conversion that could have been continued, and is not to be: its file is taken over, and emptied. */
+async function forgetJournal(options: ConvertOptions, staged: StagedTarget): Promise<void> {
+  if (!(await removeJournal(journalName(staged.path)))) return;
+  const why =
+    options.resume === undefined ? 'with --resume it would have been continued' : 'a stream cannot be continued';
+  options.warn?.(`what an earlier conversion to it had done is thrown away: ${why}`, staged.path);
 }
 
 function checkOptions(options: ConvertOptions, values: CreateValues): void {
@@ -152,17 +198,31 @@ interface NewImage {
   readonly secrets?: Secrets | undefined;
 }
 
-/** Makes the empty image and copies the disk into it. */
+/** Makes the empty image, or takes up what an earlier attempt left, and copies the disk into it. */
 async function writeImage(
   source: DiskSource,
   staged: StagedTarget,
-  { creator, values, backing }: NewImage,
+  made: NewImage,
   options: ConvertOptions,
   checksum: StreamChecksum | undefined,
+  resumption: Resumption | undefined,
 ): Promise<void> {
-  await createEmpty(source.size, staged, { creator, values, backing, secrets: options.secrets });
+  const { creator, values, backing } = made;
   const host = hostFor(options, staged.open);
-  const image = await host.open(staged.path, { format: creator.format });
+  const open = (): Promise<ChainImage> => host.open(staged.path, { format: creator.format });
+  const from = options.part?.source ?? source;
+  const unchangedIn = (image: ChainImage) =>
+    backing === undefined ? undefined : (options.part?.unchanged ?? unchangedBelow(options.sources, image));
+  const begun = await resumption?.takeUp(
+    open,
+    (image) =>
+      backing === undefined
+        ? { disk: image, runs: dataRuns(image, { unit: 1 * MiB }) }
+        : { disk: image, runs: copiedRuns(from, image, options, unchangedIn(image)) },
+    (image) => ({ disk: from, runs: copiedRuns(from, image, options, unchangedIn(image)) }),
+  );
+  if (begun === undefined) await createEmpty(source.size, staged, { ...made, secrets: options.secrets });
+  const image = begun?.image ?? (await open());
   let encoder: WorkerEncoder | undefined;
   let failed = true;
   try {
@@ -172,15 +232,33 @@ async function writeImage(
       }
       encoder = new WorkerEncoder(image.compression);
     }
-    await copyDisk(options.part?.source ?? source, image, {
+    if (begun === undefined) {
+      await resumption?.begin(image);
+    } else {
+      // Over a backing file everything is compared with what the target shows, and written where it differs.
+      if (backing === undefined) await wipeFrom(image, begun.from, (values.preallocation ?? 'off') === 'off');
+      if (checksum !== undefined) {
+        const done = dataRuns(withSize(image, begun.from), { unit: 1 * MiB });
+        for await (const { offset, bytes } of readAhead(image, done, options.signal)) checksum.update(offset, bytes);
+      }
+    }
+    const observers = checksum !== undefined || resumption !== undefined;
+    await copyDisk(from, image, {
       ...options,
+      from: begun?.from,
       targetIsZero: backing === undefined,
       overBacking: backing !== undefined,
-      unchanged:
-        backing === undefined ? undefined : (options.part?.unchanged ?? unchangedBelow(options.sources, image)),
+      // What is left out is not observed: a checksum needs all of it.
+      unchanged: checksum === undefined ? unchangedIn(image) : undefined,
       encoder,
-      clone: options.clone !== false && checksum === undefined && !options.sources.some(isShared),
-      observe: checksum === undefined ? undefined : (offset, bytes) => checksum.update(offset, bytes),
+      clone: options.clone !== false && !observers && !options.sources.some(isShared),
+      observe: !observers
+        ? undefined
+        : (offset, bytes) => {
+            checksum?.update(offset, bytes);
+            resumption?.observe(offset, bytes);
+          },
+      checkpoints: resumption,
     });
     failed = false;
   } finally {
@@ -188,6 +266,20 @@ async function writeImage(
     if (failed) await image.close().catch(() => undefined);
     else await image.close();
   }
+}
+
+/** The parts of a disk that copying it over a backing file observes. */
+function copiedRuns(
+  source: DiskSource,
+  target: Image,
+  { sparseSize }: ConvertOptions,
+  skip: CopyOptions['unchanged'],
+): AsyncIterable<DataRun> {
+  return dataRuns(source, {
+    unit: copyUnit(target, sparseSize),
+    zeros: true,
+    ...(skip === undefined ? {} : { skip }),
+  });
 }
 
 async function createEmpty(

@@ -43,8 +43,16 @@ export interface CopyOptions {
   readonly progress?: ((done: number) => void) | undefined;
   /** Called in guest order with what was read, before it is written; what is between reads as zeros. */
   readonly observe?: ((offset: number, bytes: Uint8Array) => void) | undefined;
-  /** Called when everything before a guest offset has been written. @returns when the copy may go on */
-  readonly checkpoint?: ((done: number) => Promise<void> | undefined) | undefined;
+  /** Where what is done is noted down on the way. */
+  readonly checkpoints?: Checkpoints | undefined;
+}
+
+/** Notes how far a copy is. */
+export interface Checkpoints {
+  /** Whether it is time for one. Asked often. */
+  due(): boolean;
+  /** Everything before a guest offset, a multiple of the target's units, is written and was observed. The copy goes on afterwards. */
+  reach(done: number): Promise<void>;
 }
 
 interface Pending {
@@ -88,12 +96,7 @@ class DiskCopy {
     this.#options = options;
     const { sparseSize = DEFAULT_SPARSE_SIZE, memoryBytes = DEFAULT_MEMORY } = options;
     this.#sparseSize = sparseSize;
-    this.#unit = Math.max(
-      target.limits.allocationUnit,
-      target.compression?.unit ?? 1,
-      Math.min(sparseSize, CHUNK),
-      512,
-    );
+    this.#unit = copyUnit(target, sparseSize);
     this.#parallel = options.parallel ?? DEFAULT_PARALLEL;
     // A file takes one write at a time: several would spin for its lock.
     this.#written = new Array(isLocalFile(target) ? 1 : this.#parallel).fill(undefined);
@@ -182,7 +185,7 @@ class DiskCopy {
   async #write({ chunk, buffer, reading }: Pending): Promise<void> {
     if (reading !== undefined) await reading;
     this.#check();
-    const { observe, checkpoint, encoder, overBacking } = this.#options;
+    const { observe, checkpoints, encoder, overBacking } = this.#options;
     observe?.(chunk.offset, buffer.subarray(0, chunk.length));
     let work: Promise<void> | undefined;
     if (encoder !== undefined) work = this.#storeCompressed(chunk, buffer, encoder);
@@ -201,16 +204,9 @@ class DiskCopy {
         });
       this.#writes.add(tracked);
     }
-    if (checkpoint !== undefined) await this.#checkpoint(chunk.offset + chunk.length);
-  }
-
-  async #checkpoint(done: number): Promise<void> {
-    const { checkpoint } = this.#options;
-    const due = checkpoint?.(-1);
-    if (due === undefined) return;
-    await due;
+    if (checkpoints?.due() !== true) return;
     await this.#settle();
-    await checkpoint?.(done);
+    await checkpoints.reach(chunk.offset + chunk.length);
   }
 
   #finished(chunk: Chunk, buffer: Uint8Array): void {
@@ -314,6 +310,11 @@ class DiskCopy {
       throw new LunetteError('ABORTED', 'interrupted', { path: this.#target.path });
     }
   }
+}
+
+/** Bytes of what is read and written as a whole. */
+export function copyUnit(target: Image, sparseSize = DEFAULT_SPARSE_SIZE): number {
+  return Math.max(target.limits.allocationUnit, target.compression?.unit ?? 1, Math.min(sparseSize, CHUNK), 512);
 }
 
 async function all(pending: readonly Promise<void>[]): Promise<void> {

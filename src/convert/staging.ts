@@ -11,7 +11,7 @@ export interface StagingOptions {
   readonly openStorage: StorageOpener;
   /** Make files durable before they get their names. */
   readonly sync: boolean;
-  /** Keep what an earlier attempt left, and leave it there when this one fails. */
+  /** Keep what an earlier attempt left, and write so that what is synced before the end outlives a cut of power. */
   readonly keep?: boolean | undefined;
   readonly warn?: ((message: string, path: string) => void) | undefined;
 }
@@ -50,7 +50,8 @@ export class StagedTarget {
     try {
       await staged.#make(staged.path);
     } catch (error) {
-      await staged.abort();
+      if (staged.found) await staged.release();
+      else await staged.abort();
       throw error;
     }
     return staged;
@@ -66,15 +67,33 @@ export class StagedTarget {
     return this.#found;
   }
 
+  /** The names of the files beside the main one. */
+  get furtherFiles(): readonly string[] {
+    return this.#files.slice(1).map(({ final }) => path.basename(final));
+  }
+
   /** Opens files: those that are staged where they are now, under the names that they will have. Syncing them waits for commit. */
   readonly open: StorageOpener = async (file, options) => {
     const staged = this.#staged(file);
     if (staged === undefined) return this.#options.openStorage(file, options);
     const storage = await this.#options.openStorage(staged.temporary, { ...options, name: staged.final });
-    // In which order things reach the disk matters once the file has its name; before, a cut leaves nothing that anybody uses.
-    storage.sync = async () => undefined;
+    // In which order things reach the disk matters once the file has its name; before, a cut leaves nothing that anybody uses, unless it
+    // is to be gone on with.
+    if (!(this.#options.keep === true && this.#options.sync)) storage.sync = async () => undefined;
     return storage;
   };
+
+  /** Takes over a further file of an earlier attempt, or makes it where it is missing. */
+  adopt(file: string): Promise<void> {
+    return this.#make(file);
+  }
+
+  /** Lets go of what an earlier attempt left: the main file is empty, and the only one. */
+  async restart(): Promise<void> {
+    for (const { temporary } of this.#files.splice(1)) await unlink(temporary).catch(() => undefined);
+    await emptyFile(this.temporary);
+    this.#found = false;
+  }
 
   /** Makes a further file, which will have its name with the others. Open and locked for writing. */
   async createFile(file: string): Promise<Storage> {
@@ -106,15 +125,15 @@ export class StagedTarget {
     }
   }
 
-  /** Removes what was made, unless it is to be continued. Never throws. */
+  /** Removes what was made. Never throws. */
   async abort(): Promise<void> {
-    if (this.#options.keep !== true) await this.discard();
+    for (const { temporary } of this.#files) await unlink(temporary).catch(() => undefined);
     await this.#unlock();
   }
 
-  /** Removes what was made. */
-  async discard(): Promise<void> {
-    for (const { temporary } of this.#files) await unlink(temporary).catch(() => undefined);
+  /** Leaves what was made where it is, for another attempt. Never throws. */
+  async release(): Promise<void> {
+    await this.#unlock();
   }
 
   #staged(file: string): Staged | undefined {

@@ -377,7 +377,7 @@ function realPath(image: string): string {
   // The bridge's name of a format is no part of a path; a URL is the same from every directory.
   const [prefix = '', file = image] = /^(qemu:(?!json:)[a-z0-9-]+:)(.*)$/is.exec(image)?.slice(1) ?? [];
   if (prefix !== '') return prefix + realPath(file);
-  if (/^(qemu|nbds?(\+\w+)?):/i.test(image)) return image;
+  if (/^(qemu|https?|nbds?(\+\w+)?):/i.test(image)) return image;
   try {
     return realpathSync(file);
   } catch {

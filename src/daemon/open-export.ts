@@ -2,7 +2,7 @@ import { LunetteError } from '../../formats/core/errors.ts';
 import type { Image } from '../../formats/image/image.ts';
 import type { ChainImage, ImageHost, Layer } from '../../formats/index.ts';
 import { explainFormat, refuseForeign } from '../open/host.ts';
-import { parseImageSource, type RemoteSource } from '../open/name.ts';
+import { isRemote, parseImageSource, type RemoteSource } from '../open/name.ts';
 import { openRemoteImage } from '../open/remote-image.ts';
 import { secretsOf } from '../open/secrets.ts';
 import type { ServerLog } from './log.ts';
@@ -86,10 +86,11 @@ function isOverlaid(request: ExportRequest): boolean {
  */
 export async function openExport(host: ImageHost, request: ExportRequest, log: ServerLog): Promise<OpenedExport> {
   const name = parseImageSource(request.image);
-  if (name.kind !== 'file') return openRemote(name, request, log);
+  if (isRemote(name)) return openRemote(name, request, log);
   const { path, member } = name;
   const overlaid = isOverlaid(request);
-  const readOnly = request.readOnly === true || request.snapshot !== undefined || overlaid;
+  const remote = name.kind === 'http'; // nobody writes there
+  const readOnly = request.readOnly === true || request.snapshot !== undefined || overlaid || remote;
   const base = await openBase(host, path, member, readOnly, request);
   const { format } = base;
   const probedRaw = request.format === undefined && format === 'raw';

@@ -5,6 +5,7 @@ import { tmpdir } from 'node:os';
 import path from 'node:path';
 import { errnoOf, fromSystemError, ImageError, LunetteError } from '../../formats/core/errors.ts';
 import { formatSize } from '../../formats/core/units.ts';
+import { isWebAddress } from '../../formats/image/gate.ts';
 import { type ChainImage, createQcow2, type ImageHost } from '../../formats/index.ts';
 import { openStorage } from '../io/open-storage.ts';
 
@@ -118,6 +119,7 @@ async function createOverlay(file: string, base: ChainImage, mode: number): Prom
 
 /** How the overlay names its backing file: by name alone beside it, so that both can be moved together, else by its whole path. */
 async function referenceTo(image: string, overlay: string): Promise<string> {
+  if (isWebAddress(image)) return image;
   const [imageDirectory, overlayDirectory] = await Promise.all(
     [image, overlay].map((file) => realpath(path.dirname(path.resolve(file)))),
   );
@@ -139,7 +141,8 @@ async function checkBacking(host: ImageHost, file: string, base: ChainImage): Pr
     };
     if (format !== 'qcow2') fail('this is no qcow2 file');
     if (parent?.path === undefined) return fail(`this is no overlay of ${base.path}: it has no backing file`);
-    const backing = storage.resolve(parent.path.replace(/^file:(?!\/\/)/, ''));
+    const named = parent.path.replace(/^file:(?!\/\/)/, '');
+    const backing = isWebAddress(named) ? named : storage.resolve(named);
     if (!(await sameFile(backing, base.path))) fail(`this is an overlay of ${parent.path}, not of ${base.path}`);
     if (size < base.size) fail(`it has ${size} bytes, less than the ${base.size} of ${base.path}`);
   } finally {
@@ -148,6 +151,7 @@ async function checkBacking(host: ImageHost, file: string, base: ChainImage): Pr
 }
 
 async function sameFile(a: string, b: string): Promise<boolean> {
+  if (isWebAddress(a) || isWebAddress(b)) return a === b;
   try {
     const [one, other] = await Promise.all([stat(a, { bigint: true }), stat(b, { bigint: true })]);
     return one.dev === other.dev && one.ino === other.ino;
@@ -160,7 +164,7 @@ async function sameFile(a: string, b: string): Promise<boolean> {
 /** Beside the image, where there is room for images, or where temporary files go. */
 async function placesFor(image: string): Promise<string[]> {
   // A device's directory is in memory.
-  const isFile = (await stat(image)).isFile();
+  const isFile = !isWebAddress(image) && (await stat(image)).isFile();
   return [...(isFile ? [path.dirname(path.resolve(image))] : []), tmpdir()];
 }
 

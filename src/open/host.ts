@@ -3,10 +3,10 @@ import { IoVec } from '../../formats/core/iov.ts';
 import { MiB } from '../../formats/core/units.ts';
 import { DirectoryGate, OPEN_GATE, type OpenGate } from '../../formats/image/gate.ts';
 import { ImageHost, SharedBlockCache } from '../../formats/index.ts';
-import type { Storage, StorageOpener } from '../../formats/storage/storage.ts';
+import type { Storage } from '../../formats/storage/storage.ts';
 import { nativeInflate } from '../io/native-inflate.ts';
-import { openStorage } from '../io/open-storage.ts';
 import { formatOfHead, HEAD } from './foreign.ts';
+import { storageOpener } from './open-storage.ts';
 import { secretsOf } from './secrets.ts';
 
 /** What a process says about how it opens images. */
@@ -30,25 +30,12 @@ export function createHost(options: HostOptions = {}): ImageHost {
   return new ImageHost({
     cache: new SharedBlockCache(options.cacheBytes ?? DEFAULT_CACHE_BYTES),
     inflate: nativeInflate,
-    openStorage: options.warn === undefined ? openStorage : openerThatWarns(options.warn),
+    openStorage: storageOpener(options.warn),
     gate: createGate(options),
     workingDirectory: process.cwd(),
     secrets: secretsOf(options.secretFile),
     ...(options.warn === undefined ? {} : { warn: options.warn }),
   });
-}
-
-/** Opens files, and tells when a lock for writing does not keep other programs out. */
-function openerThatWarns(warn: (message: string, path: string) => void): StorageOpener {
-  return async (path, options) => {
-    const storage: Storage & { readonly lockNotice?: string | undefined } = await openStorage(path, options);
-    const lock = storage.lock.bind(storage);
-    storage.lock = async (mode) => {
-      await lock(mode);
-      if (mode === 'write' && storage.lockNotice !== undefined) warn(storage.lockNotice, path);
-    };
-    return storage;
-  };
 }
 
 /** The judge of files that images name. */

@@ -2,8 +2,6 @@ import { LunetteError } from '../../formats/core/errors.ts';
 
 /** Schemes that mean a URL rather than a file with a colon in its name, and what to do without them. */
 const SCHEMES: Readonly<Record<string, string>> = {
-  http: 'Download it first: curl -LO URL.',
-  https: 'Download it first: curl -LO URL.',
   iscsi: 'Copy it to a file first: qemu-img convert -O qcow2 URL FILE.',
   json: 'Name the file itself, and its format with -f.',
 };
@@ -21,6 +19,13 @@ export interface FileSource {
   readonly member?: string;
 }
 
+/** A file on a web server, to read from; `member` as in FileSource. */
+export interface HttpSource {
+  readonly kind: 'http';
+  readonly path: string;
+  readonly member?: string;
+}
+
 /** An image that somebody else opens for us: an NBD server that is there, or QEMU's qemu-nbd (`qemu:FORMAT:PATH`). */
 export interface RemoteSource {
   readonly kind: 'nbd' | 'qemu';
@@ -28,8 +33,8 @@ export interface RemoteSource {
   readonly url: string;
 }
 
-/** What a person means by IMAGE: a file, an export of an NBD server, or something for QEMU to open. */
-export type ImageSource = FileSource | RemoteSource;
+/** What a person means by IMAGE: a file, one on a web server, an export of an NBD server, or something for QEMU to open. */
+export type ImageSource = FileSource | HttpSource | RemoteSource;
 
 /**
  * What a person means by IMAGE on the command line.
@@ -43,6 +48,7 @@ export function parseImageSource(text: string): ImageSource {
   const scheme = /^([a-z][a-z0-9+.-]*):/i.exec(text)?.[1]?.toLowerCase();
   // `nbd:host:port`, QEMU's old spelling, has no slashes.
   if (scheme !== undefined && NBD_SCHEME.test(scheme)) return { kind: 'nbd', url: text };
+  if (scheme === 'http' || scheme === 'https') return { ...fileSource(text), kind: 'http' };
   if (scheme === 'qemu') return { kind: 'qemu', url: text };
   if (scheme === 'file') return fileSource(filePath(text));
   const help = scheme === undefined ? undefined : SCHEMES[scheme];
@@ -67,10 +73,20 @@ function filePath(text: string): string {
   return decodeURIComponent(url.pathname);
 }
 
+/** Whether somebody else opens it for us. */
+export function isRemote(source: ImageSource): source is RemoteSource {
+  return source.kind === 'nbd' || source.kind === 'qemu';
+}
+
+const WHAT = {
+  nbd: 'an NBD export',
+  qemu: 'an image that QEMU opens',
+  http: 'a file on a web server',
+} as const;
+
 /** The same where only a file can stand. @throws {LunetteError} UNSUPPORTED for URLs */
 export function parseImageName(text: string): FileSource {
   const source = parseImageSource(text);
   if (source.kind === 'file') return source;
-  const what = source.kind === 'nbd' ? 'an NBD export' : 'an image that QEMU opens';
-  throw new LunetteError('UNSUPPORTED', `${what} cannot be used here, only a file`, { path: text });
+  throw new LunetteError('UNSUPPORTED', `${WHAT[source.kind]} cannot be used here, only a file`, { path: text });
 }

@@ -1,7 +1,8 @@
+import { LunetteError } from '../../formats/core/errors.ts';
 import type { Image } from '../../formats/image/image.ts';
 import type { ChainImage, ImageHost } from '../../formats/index.ts';
 import { explainFormat, refuseForeign } from './host.ts';
-import { parseImageSource } from './name.ts';
+import { isRemote, parseImageSource } from './name.ts';
 import { openRemoteImage } from './remote-image.ts';
 
 export interface OpenDiskOptions {
@@ -29,9 +30,12 @@ export interface OpenDiskOptions {
 export async function openDisk(host: ImageHost, text: string, options: OpenDiskOptions = {}): Promise<Image> {
   const { format, readOnly = true, forceShare } = options;
   const name = parseImageSource(text);
-  if (name.kind !== 'file') {
+  if (isRemote(name)) {
     const { snapshot, secretFile, warn } = options;
     return (await openRemoteImage(name, { format, readOnly, snapshot, forceShare, secretFile, warn })).image;
+  }
+  if (name.kind === 'http' && !readOnly) {
+    throw new LunetteError('READ_ONLY', 'what is on a web server can only be read', { path: text });
   }
   let image: ChainImage;
   try {

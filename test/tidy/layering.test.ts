@@ -96,12 +96,13 @@ const ARROWS: Readonly<Record<string, readonly string[]>> = {
   'src/iscsi': ['src/edge', 'src/scsi', 'src/wire', 'FORMATS'],
   'src/nbd': ['src/edge', 'src/io', 'src/wire', 'FORMATS'],
   'src/qemu': ['src/nbd', 'FORMATS'],
+  'src/http': ['FORMATS'],
   'src/netlink': ['src/native', 'formats/core'],
   'src/lio': ['formats/core'],
   'src/dbus': ['formats/core'],
   'src/inspect': ['src/io', 'FORMATS'],
   'src/convert': ['src/io', 'FORMATS'],
-  'src/open': ['src/io', 'src/nbd', 'src/qemu', 'FORMATS'],
+  'src/open': ['src/io', 'src/nbd', 'src/qemu', 'src/http', 'FORMATS'],
   // The composition roots put the pieces together: units of src/scsi on images, handed to a transport.
   'src/daemon': [
     'src/dbus',
@@ -125,7 +126,7 @@ const FORMATS = ['formats/index', 'formats/image', 'formats/storage', 'formats/d
 
 /** Packages, and the rooms that may name them. What is in no row may not be imported. */
 const PACKAGES: Readonly<Record<string, readonly string[]>> = {
-  'lru-cache': ['formats/cache'],
+  'lru-cache': ['formats/cache', 'src/http'],
   'lz4-napi': ['formats/cache'],
   'zstd-napi': ['formats/qcow2'],
   'fast-xml-parser': ['formats/vdi'],
@@ -141,7 +142,7 @@ const PACKAGES: Readonly<Record<string, readonly string[]>> = {
 const LAZY_IN_ONE_FILE = ['lz4-napi', 'zstd-napi'];
 
 /** Loaded when a URL asks for them. */
-const LAZY_ROOMS: Readonly<Record<string, readonly string[]>> = { 'src/open': ['src/nbd', 'src/qemu'] };
+const LAZY_ROOMS: Readonly<Record<string, readonly string[]>> = { 'src/open': ['src/nbd', 'src/qemu', 'src/http'] };
 
 /** Sockets and files are at the edge: these rooms have none. */
 const NO_SOCKETS = [

@@ -34,6 +34,7 @@ export interface ConvertCommandOptions extends CommonOptions {
   readonly progress?: boolean;
   readonly verify?: boolean;
   readonly checksum?: boolean;
+  readonly resume?: boolean;
   readonly sync: 'on' | 'off';
   readonly forceShare?: boolean;
   readonly strict?: boolean;
@@ -51,10 +52,15 @@ Examples:
   lunette convert -O qcow2 -B base.qcow2 -F qcow2 disk.qcow2 overlay.qcow2    only what differs from base.qcow2
   lunette convert -O vmdk -o subformat=streamOptimized disk.qcow2 disk.vmdk
   lunette convert -n -O raw disk.qcow2 nbd://host/disk                onto something that is there
+  lunette convert --resume -O qcow2 huge.vmdk huge.qcow2              a long one that may be interrupted
   lunette convert -O raw disk.qcow2 - | ssh host 'cat > disk.raw'
 
 Until it is complete, the target keeps its name and its content; after an error, too. What is written with -n, to a device or to
 a pipe is written in place.
+
+With --resume a journal beside the target says what is done. After an interrupt, a full disk or a crash the same command goes on from
+there: it reads back what was written, proves it by the journal's checksums, and takes up the rest. When the source or the options are not
+the same any more it starts over, and says so; so it does for streamOptimized VMDK, which can only be written in one go.
 `;
 
 /** `convert`: any disk that can be read, as an image of any format that can be written. */
@@ -80,6 +86,7 @@ export function registerConvert(program: Command, context: CliContext): void {
     .option('-p, --progress', 'show how far it is')
     .option('--verify', 'read the target back and compare, before it gets its name')
     .option('--checksum', 'print the SHA-256 of the disk, worked out on the way')
+    .option('--resume', 'keep what is done when it is interrupted, and go on from what such a conversion left')
     .addOption(
       new Option('--sync <on|off>', 'make the target durable before it gets its name')
         .choices(['on', 'off'])

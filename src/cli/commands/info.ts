@@ -39,7 +39,7 @@ export function registerInfo(program: Command, context: CliContext): void {
     .description(
       'Shows what an image is: format, sizes, snapshots, backing files. Changes nothing, and reads metadata only.',
     )
-    .argument('<image>', 'path, nbd: URL, or qemu:FORMAT:PATH')
+    .argument('<image>', 'path, nbd: or http: URL, or qemu:FORMAT:PATH')
     .addOption(formatOption())
     .addOption(forceShareOption())
     .addOption(secretFileOption())

@@ -16,13 +16,22 @@ test('file: in front of a path is a path, and a file URL is decoded', () => {
 });
 
 test('URLs are refused by the name of their scheme, with something to do instead', () => {
-  for (const url of ['http://host/d.qcow2', 'https://host/d.qcow2', 'json:{}', 'file://elsewhere/x']) {
+  for (const url of ['iscsi://host/d', 'json:{}', 'file://elsewhere/x']) {
     assert.throws(
       () => parseImageName(url),
       (error: { code?: string; path?: string; message?: string }) => error.code === 'UNSUPPORTED' && error.path === url,
     );
   }
   assert.throws(() => parseImageName('ISCSI://host/x'), { message: /^iscsi: images/, help: /qemu-img convert/ });
+});
+
+test('files on web servers are images to read, but not where only a file can stand', () => {
+  for (const url of ['http://host/d.qcow2', 'HTTPS://host/d.qcow2']) {
+    assert.deepEqual(parseImageSource(url), { kind: 'http', path: url });
+    assert.throws(() => parseImageName(url), { code: 'UNSUPPORTED', path: url, message: /web server/ });
+  }
+  const inArchive = { kind: 'http', path: 'http://host/vm.ova', member: 'disk2.vmdk' };
+  assert.deepEqual(parseImageSource('http://host/vm.ova#disk2.vmdk'), inArchive);
 });
 
 test('NBD addresses are images, but not where only a file can stand', () => {

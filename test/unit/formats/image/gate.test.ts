@@ -51,3 +51,36 @@ test('an allowed directory admits what is below it, for every image', async (t) 
   gate.admit(`${root}/bases/deep/d`, `${root}/images/a`, 'backing file');
   assert.throws(() => gate.admit(`${root}/images/below/b`, `${root}/images/a`, 'backing file'), { code: 'DENIED' });
 });
+
+test('an image on a web server names what is beside it there or below, and nothing else', () => {
+  const gate = new DirectoryGate({ directories: ['https://other/images'], ownDirectory: true });
+  const from = 'https://host/vm/disks/top.qcow2?token=1';
+  for (const good of ['https://host/vm/disks/base.qcow2', 'https://host/vm/disks/a/b', 'https://other/images/x']) {
+    gate.admit(good, from, 'data file');
+  }
+  for (const bad of [
+    'https://host/vm/base.qcow2',
+    'https://host/vm/disks/../base.qcow2',
+    'https://host/vm/disks/%2e%2e/base.qcow2',
+    'https://host/vm/disks/..%2fbase.qcow2',
+    'http://host/vm/disks/base.qcow2',
+    'https://host:444/vm/disks/base.qcow2',
+    'https://other/images2/x',
+    'https://',
+    '/vm/disks/base.qcow2',
+    'vm/disks/base.qcow2',
+  ]) {
+    assert.throws(() => gate.admit(bad, from, 'backing file'), { code: 'DENIED', path: from }, bad);
+  }
+});
+
+test('an image on this machine names nothing on web servers, unless that is allowed', () => {
+  const address = 'http://host/images/base.qcow2';
+  const closed = new DirectoryGate({ ownDirectory: true });
+  assert.throws(() => closed.admit(address, '/here/top.qcow2', 'backing file'), {
+    code: 'DENIED',
+    help: /--allow http:\/\/host\/images\/$/,
+  });
+  const open = new DirectoryGate({ directories: ['http://host/images/'], ownDirectory: true });
+  open.admit(address, '/here/top.qcow2', 'backing file');
+});

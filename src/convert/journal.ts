@@ -1,0 +1,135 @@
+import { type FileHandle, open, readFile, unlink } from 'node:fs/promises';
+import { fromSystemError } from '../../formats/core/errors.ts';
+
+/** What a conversion was, as far as another one must be the same to go on with it. */
+export interface JournalHead {
+  readonly lunette: typeof JOURNAL_VERSION;
+  /** Format, options, backing file and sizes, as one text. */
+  readonly options: string;
+  /** What the sources are called. */
+  readonly sources: readonly string[];
+  /** What says that each source is what it was; null where nothing does. */
+  readonly identities: readonly (string | null)[];
+  /** Files of the target beside the main one. */
+  readonly files: readonly string[];
+}
+
+/** Everything before a guest offset is written; what came since the point before has this digest (RangeDigest). */
+export interface JournalPoint {
+  readonly done: number;
+  readonly digest: string;
+}
+
+export const JOURNAL_VERSION = 1;
+/** A journal that is larger is none of ours: one point a second makes a megabyte in three hours. */
+const MAX_JOURNAL = 256 * 1024 * 1024;
+
+/** A file of JSON lines beside a target: how far its conversion is. What follows the last whole line does not count. */
+export class Journal {
+  readonly path: string;
+  readonly #handle: FileHandle;
+  readonly #sync: boolean;
+  #length: number;
+
+  private constructor(path: string, handle: FileHandle, sync: boolean, length: number) {
+    this.path = path;
+    this.#handle = handle;
+    this.#sync = sync;
+    this.#length = length;
+  }
+
+  /** Begins a journal anew, with what was proven of one before. Durable where `sync`. */
+  static async begin(
+    path: string,
+    head: JournalHead,
+    points: readonly JournalPoint[],
+    sync: boolean,
+  ): Promise<Journal> {
+    try {
+      // Over an old one: what is cut first is never taken for whole lines of the new one.
+      const journal = new Journal(path, await open(path, 'w', 0o600), sync, 0);
+      await journal.#append([head, ...points].map((each) => `${JSON.stringify(each)}\n`).join(''));
+      return journal;
+    } catch (error) {
+      throw fromSystemError(error, 'cannot keep a journal', { path });
+    }
+  }
+
+  async add(point: JournalPoint): Promise<void> {
+    try {
+      await this.#append(`${JSON.stringify(point)}\n`);
+    } catch (error) {
+      throw fromSystemError(error, 'cannot keep a journal', { path: this.path });
+    }
+  }
+
+  async close(): Promise<void> {
+    await this.#handle.close();
+  }
+
+  async #append(text: string): Promise<void> {
+    const bytes = Buffer.from(text);
+    for (let at = 0; at < bytes.length; ) {
+      at += (await this.#handle.write(bytes, at, bytes.length - at, this.#length + at)).bytesWritten;
+    }
+    if (this.#sync) await this.#handle.datasync();
+    this.#length += bytes.length;
+  }
+}
+
+/** What a journal says. @returns undefined when there is none that can be understood; the points then mean nothing either */
+export async function readJournal(
+  path: string,
+): Promise<{ head: JournalHead; points: readonly JournalPoint[] } | undefined> {
+  let text: string;
+  try {
+    const bytes = await readFile(path);
+    if (bytes.length > MAX_JOURNAL) return undefined;
+    text = bytes.toString();
+  } catch {
+    return undefined;
+  }
+  const [first, ...lines] = text.split('\n').slice(0, -1).map(parseLine);
+  if (!isHead(first)) return undefined;
+  const points: JournalPoint[] = [];
+  for (const point of lines) {
+    // A cut of power may leave anything at the end.
+    if (!isPoint(point) || point.done <= (points.at(-1)?.done ?? 0)) break;
+    points.push(point);
+  }
+  return { head: first, points };
+}
+
+/** Removes a journal. @returns whether there was one */
+export async function removeJournal(path: string): Promise<boolean> {
+  return unlink(path).then(
+    () => true,
+    () => false,
+  );
+}
+
+function parseLine(line: string): unknown {
+  try {
+    return JSON.parse(line);
+  } catch {
+    return undefined;
+  }
+}
+
+function isHead(value: unknown): value is JournalHead {
+  const head = value as Partial<JournalHead> | null | undefined;
+  const texts = (list: unknown): boolean => Array.isArray(list) && list.every((each) => typeof each === 'string');
+  return (
+    head?.lunette === JOURNAL_VERSION &&
+    typeof head.options === 'string' &&
+    texts(head.sources) &&
+    texts(head.files) &&
+    Array.isArray(head.identities) &&
+    head.identities.every((each) => each === null || typeof each === 'string')
+  );
+}
+
+function isPoint(value: unknown): value is JournalPoint {
+  const point = value as Partial<JournalPoint> | null | undefined;
+  return Number.isSafeInteger(point?.done) && /^[0-9a-f]{64}$/.test(String(point?.digest));
+}

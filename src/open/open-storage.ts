@@ -1,0 +1,32 @@
+import { isWebAddress } from '../../formats/image/gate.ts';
+import type { Storage, StorageOpener } from '../../formats/storage/storage.ts';
+import { openStorage as openLocal } from '../io/open-storage.ts';
+
+/** Opens what images are made of: files and devices, and what is on web servers. */
+export function storageOpener(warn?: (message: string, path: string) => void): StorageOpener {
+  return async (path, options) => {
+    if (isWebAddress(path)) return openAddress(path, warn);
+    const storage: Storage & { readonly lockNotice?: string | undefined } = await openLocal(path, options);
+    if (warn !== undefined) {
+      const lock = storage.lock.bind(storage);
+      storage.lock = async (mode) => {
+        await lock(mode);
+        // A lock for writing may not keep other programs out.
+        if (mode === 'write' && storage.lockNotice !== undefined) warn(storage.lockNotice, path);
+      };
+    }
+    return storage;
+  };
+}
+
+async function openAddress(url: string, warn?: (message: string, path: string) => void): Promise<Storage> {
+  const { HttpStorage } = await import('../http/storage.ts');
+  const storage = await HttpStorage.open(url);
+  if (storage.version === undefined) {
+    warn?.(
+      'the server does not say which version of the file it gives: that it changes is noticed by its size only',
+      url,
+    );
+  }
+  return storage;
+}
