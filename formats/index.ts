@@ -5,7 +5,7 @@ export { loadLz4 } from './cache/lz4.ts';
 export { type CheckImageOptions, checkImage, type ImageCheck } from './check.ts';
 export * from './core/errors.ts';
 export { IoVec } from './core/iov.ts';
-export { formatSize, parseSize } from './core/units.ts';
+export { formatSize, parseSize, sizeProblem } from './core/units.ts';
 export {
   CREATORS,
   type CreatedImage,

@@ -10,13 +10,21 @@ export const MAX_OFFSET = Number.MAX_SAFE_INTEGER;
 
 const SUFFIXES = ['', 'k', 'M', 'G', 'T', 'P', 'E'];
 
+const SIZE = /^(\d+(?:\.\d*)?|\.\d+)\s*([bkmgtpe]?)(?:i?b)?$/i;
+
+/** What is wrong with a text that parseSize does not take. */
+export function sizeProblem(text: string): string {
+  if (SIZE.test(text.trim())) return 'That is more than lunette counts: sizes are below 8 PiB.';
+  return 'A size is a number of bytes, or one with k, M, G, T or P: 64M.';
+}
+
 /**
  * Reads a size as qemu-img takes it: bytes, or a number (also a decimal fraction) with k, M, G, T, P or E for powers of 1024.
  *
  * @returns bytes, rounded up; undefined when it is no size or too large to be exact
  */
 export function parseSize(text: string): number | undefined {
-  const match = /^(\d+(?:\.\d*)?|\.\d+)\s*([bkmgtpe]?)(?:i?b)?$/i.exec(text.trim());
+  const match = SIZE.exec(text.trim());
   if (match === null) return undefined;
   const unit = (match[2] ?? '').toLowerCase();
   const exponent = unit === '' || unit === 'b' ? 0 : SUFFIXES.findIndex((suffix) => suffix.toLowerCase() === unit);

@@ -1,5 +1,5 @@
 import { InvalidArgumentError, Option } from 'commander';
-import { parseSize } from '../../formats/core/units.ts';
+import { parseSize, sizeProblem } from '../../formats/core/units.ts';
 
 /** Parsers and options that several commands share. Names follow qemu-img where it has them. */
 
@@ -69,6 +69,17 @@ export function collect(value: string, previous: readonly string[] | undefined):
 /** SIZE: bytes, or with k, M, G, T, P or E. */
 export function sizeArgument(text: string): number {
   const size = parseSize(text);
-  if (size === undefined) throw new InvalidArgumentError('A size is a number of bytes, or one with k, M, G or T: 64M.');
+  if (size === undefined) throw new InvalidArgumentError(sizeProblem(text));
   return size;
+}
+
+/** `--compat`: what the JSON of an older QEMU does not have is left out. */
+export function compatOption(since: string): Option {
+  return new Option(
+    '--compat <version>',
+    `leave out of the JSON what QEMU before ${since} does not print: --compat 7.2`,
+  ).argParser((text) => {
+    if (!/^\d+(\.\d+)*$/.test(text)) throw new InvalidArgumentError('A version of QEMU is something like 7.2.');
+    return text;
+  });
 }

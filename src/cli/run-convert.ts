@@ -113,6 +113,12 @@ function creation(options: ConvertCommandOptions) {
   const { backing_file, backing_fmt, size, ...values } = parseOptionTexts(options.options);
   if (size !== undefined) throw new UsageError('USAGE', '-o size: the target is as large as what is read');
   const reference = options.backing ?? backing_file;
+  if (reference === undefined && (options.backingFormat ?? backing_fmt) !== undefined) {
+    throw new UsageError('USAGE', '-F is about a backing file, and there is none: name it with -B');
+  }
+  if (options.targetIsZero === true) {
+    throw new UsageError('USAGE', '--target-is-zero is for targets that are there: say -n, too');
+  }
   return {
     format: options.outputFormat,
     values,
@@ -168,7 +174,7 @@ async function convertInPlace(
   if (options.options !== undefined) {
     throw new UsageError('USAGE', '-o is for new images, and this target is there already');
   }
-  if (options.backing !== undefined)
+  if (options.backing !== undefined || options.backingFormat !== undefined)
     throw new UsageError('USAGE', '-B is for new images, and this target is there already');
   const image = await openDisk(host, target, {
     format: outputFormat,

@@ -1,5 +1,5 @@
 import { UsageError } from '../../formats/core/errors.ts';
-import { createImage, creatorOf, parseSize } from '../../formats/index.ts';
+import { createImage, creatorOf, parseSize, sizeProblem } from '../../formats/index.ts';
 import { openStorage } from '../io/open-storage.ts';
 import { createHost, type HostOptions } from '../open/host.ts';
 import { parseImageName } from '../open/name.ts';
@@ -32,6 +32,13 @@ export async function runCreate(
   if (file === undefined) throw new UsageError('USAGE', "missing required argument 'file'");
   const { size: sizeText, backing_file, backing_fmt, ...values } = parseOptionTexts(options.optionTexts);
   const reference = options.backing ?? backing_file;
+  const backingFormat = options.backingFormat ?? backing_fmt;
+  if (reference === undefined && (backingFormat !== undefined || options.unchecked)) {
+    throw new UsageError(
+      'USAGE',
+      `${options.unchecked ? '-u' : '-F'} is about a backing file, and there is none: name it with -b`,
+    );
+  }
   const asked = size ?? (sizeText === undefined ? undefined : parseGiven(sizeText));
   await createImage({
     path: parseImageName(file).path,
@@ -43,7 +50,7 @@ export async function runCreate(
         ? undefined
         : {
             reference,
-            format: options.backingFormat ?? backing_fmt,
+            format: backingFormat,
             unchecked: options.unchecked,
           },
     host: createHost(options),
@@ -57,7 +64,6 @@ export async function runCreate(
 
 function parseGiven(text: string): number {
   const size = parseSize(text);
-  if (size === undefined)
-    throw new UsageError('USAGE', `-o size=${text}: a size is a number of bytes, or one with k, M, G or T`);
+  if (size === undefined) throw new UsageError('USAGE', `-o size=${text}: ${sizeProblem(text)}`);
   return size;
 }

@@ -23,7 +23,9 @@ export async function runMeasure(
     context.stdout.write(renderOptions(creator));
     return;
   }
-  const { backing_file, backing_fmt: _format, size: _size, ...texts } = parseOptionTexts(options.options);
+  const { backing_file, backing_fmt: _format, size, ...texts } = parseOptionTexts(options.options);
+  if (size !== undefined)
+    throw new UsageError('USAGE', '-o size: measured is a disk as large as IMAGE, or as --size says');
   const values = readCreateValues(creator, texts);
   const target = { format: creator.format, values, backing: backing_file !== undefined };
   if ((name === undefined) === (options.size === undefined)) {

@@ -7,7 +7,7 @@ import { parseImageName } from '../open/name.ts';
 import { secretsOf, targetSecretFiles } from '../open/secrets.ts';
 import type { CliContext } from './context.ts';
 import { asksForHelp, parseOptionTexts, renderOptions } from './create-options.ts';
-import { warn } from './output.ts';
+import { wantsJson, warn } from './output.ts';
 import { createProgress } from './progress.ts';
 import { type Looking, looking, type SnapshotOptions, selectBy } from './run-snapshot.ts';
 
@@ -88,7 +88,11 @@ export async function runSnapshotExport(
   });
 }
 
-function checkOptions({ since, backing, outputFormat }: SnapshotExportOptions): void {
+function checkOptions({ since, backing, backingFormat, outputFormat, ...output }: SnapshotExportOptions): void {
+  if (wantsJson(output)) throw new UsageError('USAGE', 'an export prints nothing that could be JSON');
+  if (backing === undefined && backingFormat !== undefined) {
+    throw new UsageError('USAGE', '-F is about a backing file, and there is none: name it with -b');
+  }
   if (since === undefined && backing !== undefined) {
     throw new UsageError('USAGE', '-b is for --since: it names the image that holds the other snapshot');
   }

@@ -1,3 +1,4 @@
+import { stat } from 'node:fs/promises';
 import path from 'node:path';
 import { LunetteError } from '../../formats/core/errors.ts';
 import { MiB } from '../../formats/core/units.ts';
@@ -90,6 +91,7 @@ export async function convertImage(options: ConvertOptions): Promise<ConvertResu
   const joined = concatenate(options.sources);
   const source = withSize(joined, creator.sizeOf(joined.size));
   const checksum = options.checksum === true ? new StreamChecksum() : undefined;
+  await refuseOntoItself(options);
   const isStream = values.subformat === 'streamOptimized';
   const resume = isStream ? undefined : options.resume;
   const staged = await StagedTarget.begin(options.target, { openStorage, sync, warn, keep: resume !== undefined });
@@ -112,6 +114,22 @@ export async function convertImage(options: ConvertOptions): Promise<ConvertResu
   }
   await resumption?.remove();
   return { size: source.size, checksum: checksum?.finish(source.size) };
+}
+
+/** A target whose name means a file that is read would be locked by ourselves, which nobody understands. */
+async function refuseOntoItself({ target, sources }: ConvertOptions): Promise<void> {
+  const found = await stat(target, { bigint: true }).catch(() => undefined);
+  if (found === undefined) return;
+  for (const source of sources) {
+    const { layers = [] } = source as Partial<ChainImage>;
+    const depth = layers.findIndex(({ storage }) => storage.id === `${found.dev}:${found.ino}`);
+    if (depth < 0) continue;
+    const why = depth === 0 ? 'this is what is to be read' : `${source.path}, which is to be read, stands on it`;
+    throw new LunetteError('INVALID', `${why}: a disk cannot be converted onto itself`, {
+      path: target,
+      help: 'Write into another file, and give it the name afterwards.',
+    });
+  }
 }
 
 function prepareResumption(

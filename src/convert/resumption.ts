@@ -38,7 +38,7 @@ export interface ResumeOptions {
   readonly names: readonly string[];
   /** Told what came of an earlier attempt: one sentence. */
   readonly say?: ((message: string) => void) | undefined;
-  /** Time between two checkpoints, milliseconds. Default 1000. */
+  /** Time between two checkpoints at least, milliseconds; 0: after each piece that is written. Default 1000. */
   readonly everyMs?: number | undefined;
 }
 
@@ -182,7 +182,8 @@ export class Resumption implements Checkpoints {
   }
 
   #due(lasted: number): number {
-    return performance.now() + Math.max(this.#settings.everyMs ?? EVERY_MS, PAUSE * lasted);
+    const { everyMs = EVERY_MS } = this.#settings;
+    return performance.now() + (everyMs === 0 ? 0 : Math.max(everyMs, PAUSE * lasted));
   }
 
   /** The journal stays, for another attempt. */

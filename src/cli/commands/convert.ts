@@ -81,7 +81,7 @@ export function registerConvert(program: Command, context: CliContext): void {
     .option('-n, --existing', 'write into a target that is there, in place')
     .option('--target-is-zero', 'with -n: the target reads as zeros, they need not be written')
     .option('-m, --parallel <n>', 'reads that wait at the same time, 1 to 64 (default: 8)')
-    .option('-W, --out-of-order', 'accepted for scripts: writes take whatever order is quickest')
+    .option('-W, --out-of-order', 'accepted for scripts, and always on: writes take whatever order is quickest')
     .option('--memory <size>', 'memory for what is being copied (default: 16M)', sizeArgument)
     .option('-p, --progress', 'show how far it is')
     .option('--verify', 'read the target back and compare, before it gets its name')

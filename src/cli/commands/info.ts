@@ -3,6 +3,7 @@ import type { CliContext } from '../context.ts';
 import {
   allowAnyOption,
   allowOption,
+  compatOption,
   forceShareOption,
   formatOption,
   jsonOption,
@@ -49,7 +50,7 @@ export function registerInfo(program: Command, context: CliContext): void {
     .addOption(strictOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
-    .option('--compat <version>', 'leave out of the JSON what QEMU before 8.0 does not print: --compat 7.2')
+    .addOption(compatOption('8.0'))
     .addHelpText('after', EXAMPLES)
     .action(async (image: string, _own: InfoOptions, command: Command) => {
       const options = command.optsWithGlobals<InfoOptions>();

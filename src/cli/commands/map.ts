@@ -4,6 +4,7 @@ import type { CliContext } from '../context.ts';
 import {
   allowAnyOption,
   allowOption,
+  compatOption,
   forceShareOption,
   formatOption,
   jsonOption,
@@ -56,7 +57,7 @@ export function registerMap(program: Command, context: CliContext): void {
     .addOption(allowOption())
     .addOption(allowAnyOption())
     .addOption(secretFileOption())
-    .option('--compat <version>', 'leave out of the JSON what QEMU before 8.2 does not print: --compat 7.2')
+    .addOption(compatOption('8.2'))
     .addHelpText('after', EXAMPLES)
     .action(async (image: string, _own: MapCommandOptions, command: Command) => {
       const options = command.optsWithGlobals<MapCommandOptions>();
