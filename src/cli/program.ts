@@ -2,6 +2,7 @@ import { readFileSync } from 'node:fs';
 import { Command, CommanderError } from 'commander';
 import { UsageError } from '../../formats/core/errors.ts';
 import { registerAmend } from './commands/amend.ts';
+import { registerBench } from './commands/bench.ts';
 import { registerBitmap } from './commands/bitmap.ts';
 import { registerCheck } from './commands/check.ts';
 import { registerChecksum } from './commands/checksum.ts';
@@ -66,6 +67,7 @@ export function createProgram(context: CliContext): Command {
   registerSnapshot(program, context);
   registerBitmap(program, context);
   registerAmend(program, context);
+  registerBench(program, context);
   registerDaemon(program, context);
   registerStatus(program, context);
   registerDoctor(program, context);
