@@ -216,7 +216,7 @@ test('an image is not converted onto itself, nor onto one that is in use', { ski
   const before = await readFile(source);
   const same = await cli('convert', '-O', 'qcow2', source, source);
   assert.equal(same.status, 1);
-  assert.match(same.stderr, /LOCKED/);
+  assert.match(same.stderr, /cannot be converted onto itself \(INVALID\)/);
   assert.deepEqual(await readFile(source), before);
   assert.equal(existsSync(join(source, '..', '.disk.qcow2.lunette-new')), false);
 });
