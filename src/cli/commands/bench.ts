@@ -30,7 +30,7 @@ export interface BenchCommandOptions extends CommonOptions, OutputOptions {
   readonly strict?: boolean;
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
-  readonly secretFile?: string;
+  readonly secretFile?: readonly string[];
 }
 
 const EXAMPLES = `
