@@ -1,5 +1,5 @@
 import { IoVec } from '../core/iov.ts';
-import { ABSENT, ALLOCATED, DATA, ExtentBuffer, OPAQUE, ZERO } from './extent.ts';
+import { ABSENT, ALLOCATED, BEHIND_PARENT, DATA, ExtentBuffer, OPAQUE, ZERO } from './extent.ts';
 import type { Layer } from './layer.ts';
 
 /** Buffers that one level of the synchronous path works with; calls nest only from a layer to its parent. */
@@ -159,7 +159,9 @@ export class ChainReader {
           if (out.end < start + size) return; // full
         }
       }
-      if (inside < length) out.append(depth === 0 ? ABSENT : ZERO, length - inside, null, 0, 0, Math.max(0, depth - 1));
+      if (inside === length) return;
+      if (depth === 0) out.append(ABSENT, length - inside);
+      else out.append(ZERO, length - inside, null, 0, BEHIND_PARENT, depth - 1);
     } finally {
       this.#free.push(extents);
     }

@@ -19,6 +19,8 @@ export const ALLOCATED = 2;
 export const COMPRESSED = 4;
 /** The bytes in the file are encrypted: `storageOffset` means something only to the storage that decrypts them. */
 export const ENCRYPTED = 8;
+/** Zeros because the parent ends before: no layer says so. The chain's business. */
+export const BEHIND_PARENT = 16;
 
 /**
  * Consecutive extents of one mapping, as reused arrays: no object per extent.

@@ -1,6 +1,7 @@
 import {
   ABSENT,
   ALLOCATED,
+  BEHIND_PARENT,
   COMPRESSED,
   DATA,
   ENCRYPTED,
@@ -75,9 +76,7 @@ async function* entriesOf(
     start,
     length,
     depth,
-    present:
-      (kind !== ABSENT || layers?.[depth]?.format === 'vdi') &&
-      !(kind === ZERO && !placed && isBehindParent(layers, depth, start)),
+    present: (kind !== ABSENT || layers?.[depth]?.format === 'vdi') && (flags & BEHIND_PARENT) === 0,
     zero: kind === ZERO || kind === ABSENT,
     data: kind === DATA || kind === OPAQUE || (placed && isFlat(layers?.[depth], storage)),
     compressed: kind === OPAQUE && (flags & COMPRESSED) !== 0,
@@ -89,12 +88,6 @@ async function* entriesOf(
   const split = kind === DATA && storage !== null && layer !== undefined && holed(layer);
   if (split) yield* splitAtHoles(entry, storage);
   else yield entry;
-}
-
-/** Zeros because the backing file ends before: no file says so. */
-function isBehindParent(layers: readonly Layer[] | undefined, depth: number, start: number): boolean {
-  const parent = layers?.[depth + 1];
-  return parent !== undefined && start >= parent.size;
 }
 
 /** Extents that are laid out from the start: what was never written there is data to QEMU, that reads as zeros. */

@@ -4,12 +4,15 @@ import assert from 'node:assert/strict';
 import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { isDeepStrictEqual } from 'node:util';
 import { IoVec } from '../../formats/core/iov.ts';
 import { KiB, MiB } from '../../formats/core/units.ts';
-import { createSnapshot, deleteSnapshot } from '../../formats/image/snapshots.ts';
-import { ImageHost } from '../../formats/open.ts';
+import type { ChainImage } from '../../formats/image/chain.ts';
+import { applySnapshot, createSnapshot, deleteSnapshot } from '../../formats/image/snapshots.ts';
+import { createHost } from '../../src/open/host.ts';
+import { cli } from '../support/cli.ts';
 import { readAll } from '../support/qcow2-images.ts';
-import { qemu } from '../support/qemu.ts';
+import { type MapEntry, qemu, qemuIo } from '../support/qemu.ts';
 import { type Random, randomFor } from '../support/random.ts';
 import { requires } from '../support/requires.ts';
 import { temporaryDirectory } from '../support/temporary.ts';
@@ -52,60 +55,237 @@ test(`${ASKED} shapes of images, changed by us and by QEMU in turn`, { skip: req
   for (const shape of chosen) await mixed(shape, random, await temporaryDirectory(t));
 });
 
-async function mixed(shape: Shape, random: Random, directory: string): Promise<void> {
-  const { clusterSize, compat, refcountBits } = shape;
-  const what = JSON.stringify(shape);
-  const size = Math.min(12 * MiB, Math.max(256 * KiB, clusterSize * 60)) + 512;
-  const model = new Uint8Array(size);
-  const path = join(directory, 'disk.qcow2');
-  const options = [
-    `compat=${compat},cluster_size=${clusterSize},lazy_refcounts=${shape.lazy ? 'on' : 'off'}`,
-    ...(compat === '1.1' ? [`refcount_bits=${refcountBits},extended_l2=${shape.extendedL2 ? 'on' : 'off'}`] : []),
-    ...(shape.dataFile === 'no' ? [] : [`data_file=${join(directory, 'data.raw')}`]),
-    ...(shape.dataFile === 'raw' ? ['data_file_raw=on'] : []),
-  ].join(',');
-  const base = join(directory, 'base.raw');
-  if (shape.backing) {
-    random.fill(model.subarray(0, Math.floor(size / 3)));
-    await writeFile(base, model);
+/** An image, and what it must show. */
+class Mixed {
+  readonly path: string;
+  readonly shape: Shape;
+  readonly random: Random;
+  readonly host = createHost();
+  readonly directory: string;
+  model: Uint8Array;
+  readonly snapshots = new Map<string, Uint8Array>();
+  /** Changed by amend. */
+  version: 2 | 3;
+  #bases = 0;
+
+  constructor(directory: string, shape: Shape, random: Random) {
+    this.directory = directory;
+    this.path = join(directory, 'disk.qcow2');
+    this.shape = shape;
+    this.random = random;
+    this.version = shape.compat === '1.1' ? 3 : 2;
+    const size = Math.min(12 * MiB, Math.max(256 * KiB, shape.clusterSize * 60)) + 512;
+    this.model = new Uint8Array(size);
   }
-  const backing = shape.backing ? ['-b', 'base.raw', '-F', 'raw'] : [];
-  await qemu.img('create', '-q', '-f', 'qcow2', '-o', options, ...backing, path, String(size));
-  const host = new ImageHost();
-  const snapshots = new Map<string, Uint8Array>();
-  const snapshotable = refcountBits > 1 && shape.dataFile === 'no';
-  for (let step = 0; step < 8; step++) {
-    const ours = random.chance(0.5);
-    const image = ours ? await host.open(path) : undefined;
+
+  get size(): number {
+    return this.model.length;
+  }
+
+  async create(): Promise<void> {
+    const { compat, clusterSize, refcountBits, lazy, extendedL2, dataFile, backing } = this.shape;
+    const options = [
+      `compat=${compat},cluster_size=${clusterSize},lazy_refcounts=${lazy ? 'on' : 'off'}`,
+      ...(compat === '1.1' ? [`refcount_bits=${refcountBits},extended_l2=${extendedL2 ? 'on' : 'off'}`] : []),
+      ...(dataFile === 'no' ? [] : [`data_file=${join(this.directory, 'data.raw')}`]),
+      ...(dataFile === 'raw' ? ['data_file_raw=on'] : []),
+    ].join(',');
+    if (backing) this.random.fill(this.model.subarray(0, Math.floor(this.size / 3)));
+    const below = backing ? ['-b', await this.#base(), '-F', 'raw'] : [];
+    await qemu.img('create', '-q', '-f', 'qcow2', '-o', options, ...below, this.path, String(this.size));
+  }
+
+  /** A raw file with what the disk shows. */
+  async #base(): Promise<string> {
+    const name = `base${this.#bases++}.raw`;
+    await writeFile(join(this.directory, name), this.model);
+    return name;
+  }
+
+  async open<T>(act: (image: ChainImage) => Promise<T>): Promise<T> {
+    const image = await this.host.open(this.path);
     try {
-      const commands: string[] = [];
+      return await act(image);
+    } finally {
+      await image.close();
+    }
+  }
+
+  /** A few changes of the content by one of us. */
+  async write(ours: boolean): Promise<string> {
+    const { random, size, model } = this;
+    const { clusterSize, backing } = this.shape;
+    const commands: string[] = [];
+    const done: string[] = [];
+    const image = ours ? await this.host.open(this.path) : undefined;
+    try {
       for (let i = 0; i < 6; i++) {
-        const offset = random.below(size / 512) * 512;
-        const length = Math.min(size - offset, 512 * random.between(1, Math.max(8, clusterSize / 256)));
-        const value = random.below(4) === 0 ? 0 : random.between(1, 255);
-        if (image === undefined) commands.push(`write -q ${value === 0 ? '-z' : `-P ${value}`} ${offset} ${length}`);
-        else if (value === 0) await image.writeZeroes(offset, length, random.chance(0.5));
-        else await image.writev(offset, IoVec.of(new Uint8Array(length).fill(value)));
+        let offset = random.below(size / 512) * 512;
+        let length = Math.min(size - offset, 512 * random.between(1, Math.max(8, clusterSize / 256)));
+        const kind = random.pick(['write', 'write', 'write', 'zero', 'unmap', 'discard'] as const);
+        // Only of whole clusters is it said what a discard leaves, and where a parent would show version 2 has none.
+        if (kind === 'discard') {
+          if (this.version === 2 && backing) continue;
+          offset -= offset % clusterSize;
+          length = Math.ceil(length / clusterSize) * clusterSize;
+          if (offset + length > size) continue;
+        }
+        done.push(`${kind} ${offset} ${length}`);
+        const value = kind === 'write' ? random.between(1, 255) : 0;
+        if (image === undefined) {
+          const command = {
+            write: `write -q -P ${value}`,
+            zero: 'write -q -z',
+            unmap: 'write -q -z -u',
+            discard: 'discard -q',
+          };
+          commands.push(`${command[kind]} ${offset} ${length}`);
+        } else if (kind === 'write') await image.writev(offset, IoVec.of(new Uint8Array(length).fill(value)));
+        else if (kind === 'discard') await image.discard(offset, length);
+        else await image.writeZeroes(offset, length, kind === 'unmap');
         model.fill(value, offset, offset + length);
       }
-      if (commands.length > 0) await qemu.io(path, ...commands);
-      if (!snapshotable) continue;
-      const name = `s${step}`;
-      if (random.chance(0.5)) {
-        if (image === undefined) await qemu.img('snapshot', '-c', name, path);
-        else await createSnapshot(image, name);
-        snapshots.set(name, model.slice());
-      } else if (snapshots.size > 0) {
-        const gone = random.pick([...snapshots.keys()]);
-        if (image === undefined) await qemu.img('snapshot', '-d', gone, path);
-        else await deleteSnapshot(image, { name: gone });
-        snapshots.delete(gone);
-      }
+      if (commands.length > 0) await qemuIo(this.path, commands, '-d', 'unmap');
     } finally {
       await image?.close();
     }
-    await qemu.assertClean(path).catch((error: Error) => assert.fail(`${what}, step ${step}: ${error.message}`));
+    return done.join(', ');
   }
+
+  async snapshot(ours: boolean, step: number): Promise<void> {
+    if (this.shape.refcountBits === 1 || this.shape.dataFile !== 'no') return;
+    const name = `s${step}`;
+    if (this.random.chance(0.5)) {
+      if (ours) await this.open((image) => createSnapshot(image, name));
+      else await qemu.img('snapshot', '-c', name, this.path);
+      this.snapshots.set(name, this.model.slice());
+    } else if (this.snapshots.size > 0) {
+      const chosen = this.random.pick([...this.snapshots.keys()]);
+      // Bases change under snapshots that were taken before; those without stay comparable.
+      if (this.random.chance(0.4)) {
+        if (ours) await this.open((image) => applySnapshot(image, { name: chosen }));
+        else await qemu.img('snapshot', '-a', chosen, this.path);
+        this.model = (this.snapshots.get(chosen) as Uint8Array).slice();
+      } else {
+        if (ours) await this.open((image) => deleteSnapshot(image, { name: chosen }));
+        else await qemu.img('snapshot', '-d', chosen, this.path);
+        this.snapshots.delete(chosen);
+      }
+    }
+  }
+
+  async resize(ours: boolean): Promise<void> {
+    if (this.version === 2 && this.snapshots.size > 0) return;
+    const { random, size } = this;
+    const change = 512 * random.between(1, Math.max(64, this.shape.clusterSize / 128));
+    const next = random.chance(0.6) ? size + change : Math.max(64 * KiB, size - change);
+    // Behind its old end a longer parent must not show, which version 2 has no words for.
+    if (this.version === 2 && this.shape.backing && next > size) return;
+    if (ours) await this.open((image) => image.resize(next, { shrink: true }));
+    else await qemu.img('resize', '-q', '-f', 'qcow2', ...(next < size ? ['--shrink'] : []), this.path, String(next));
+    const model = new Uint8Array(next);
+    model.set(this.model.subarray(0, next));
+    this.model = model;
+  }
+
+  async amend(ours: boolean): Promise<void> {
+    const { refcountBits, extendedL2, dataFile } = this.shape;
+    const otherSize = [...this.snapshots.values()].some(({ length }) => length !== this.size);
+    const old = refcountBits === 16 && !extendedL2 && dataFile === 'no' && !otherSize;
+    const to = this.random.pick([
+      'compat=1.1',
+      'compat=0.10',
+      'compat=1.1,lazy_refcounts=on',
+      'compat=1.1,lazy_refcounts=off',
+    ]);
+    if (to === 'compat=0.10' && !old) return;
+    if (ours) {
+      const { status, stderr } = await cli('amend', '-f', 'qcow2', '-o', to, this.path);
+      assert.equal(status, 0, stderr);
+    } else await qemu.img('amend', '-q', '-f', 'qcow2', '-o', to, this.path);
+    this.version = to === 'compat=0.10' ? 2 : 3;
+  }
+
+  /** Another backing file, or its own with all that was written. Snapshots would show another parent then. */
+  async below(ours: boolean): Promise<void> {
+    if (!this.shape.backing || this.snapshots.size > 0) return;
+    if (this.random.chance(0.5)) {
+      const content = this.model.slice();
+      this.random.fill(this.model.subarray(0, Math.floor(this.size / 2)));
+      const base = await this.#base();
+      this.model = content;
+      const args = ['rebase', '-f', 'qcow2', '-b', base, '-F', 'raw', this.path];
+      if (!ours) await qemu.img(...args);
+      else
+        assert.equal(
+          (await cli('rebase', '-f', 'qcow2', '-b', join(this.directory, base), '-F', 'raw', this.path)).status,
+          0,
+        );
+    } else if (ours) assert.equal((await cli('commit', '-q', '-f', 'qcow2', this.path)).status, 0);
+    else await qemu.img('commit', '-q', '-f', 'qcow2', this.path);
+  }
+
+  /** Whole, and where its parts lie, to both of us. */
+  async check(context: string): Promise<void> {
+    await qemu.assertClean(this.path).catch((error: Error) => assert.fail(`${context}: ${error.message}`));
+    const shown = await this.host.open(this.path, { readOnly: true });
+    const bytes = await readAll(shown);
+    await shown.close();
+    const at = firstDifference(bytes, this.model);
+    assert.ok(at < 0, `${context}: we read ${bytes[at]}, not ${this.model[at]} at ${at} of ${this.size}`);
+    const theirs = await qemu.map(this.path);
+    const { status, stdout, stderr } = await cli('map', '--json', '--compat', '7.2', this.path);
+    assert.equal(status, 0, stderr);
+    assert.deepEqual(plainMap(JSON.parse(stdout)), plainMap(theirs), `${context}: map`);
+  }
+}
+
+function firstDifference(a: Uint8Array, b: Uint8Array): number {
+  if (Buffer.compare(a, b) === 0) return -1;
+  const at = a.findIndex((byte, i) => byte !== b[i]);
+  return at < 0 ? Math.min(a.length, b.length) : at;
+}
+
+/**
+ * A map without what is no property of the image: where the file system has a hole in a cluster that holds data QEMU says so in images that look
+ * preallocated, which depends on what the file system gave the file. What is not allocated has no place for us; QEMU gives one to subclusters
+ * beside others that are.
+ */
+function plainMap(entries: readonly MapEntry[]): MapEntry[] {
+  const result: MapEntry[] = [];
+  for (const entry of entries) {
+    const { offset, ...rest } = { ...entry, zero: entry.zero && !entry.data };
+    const placed: MapEntry = offset !== undefined && rest.present ? { ...rest, offset } : rest;
+    const last = result.at(-1);
+    const next = last?.offset === undefined ? undefined : last.offset + last.length;
+    const { start: _a, length: _b, offset: _c, ...a } = last ?? placed;
+    const { start: _d, length: _e, offset: at, ...b } = placed;
+    if (last !== undefined && next === at && isDeepStrictEqual(a, b)) {
+      result[result.length - 1] = { ...last, length: last.length + entry.length };
+    } else result.push(placed);
+  }
+  return result;
+}
+
+async function mixed(shape: Shape, random: Random, directory: string): Promise<void> {
+  const it = new Mixed(directory, shape, random);
+  const what = JSON.stringify(shape);
+  await it.create();
+  for (let step = 0; step < 8; step++) {
+    const ours = random.chance(0.5);
+    const done = [await it.write(ours)];
+    const next = random.pick(['snapshot', 'snapshot', 'snapshot', 'resize', 'amend', 'below'] as const);
+    done.push(next);
+    const context = `${what}, step ${step}: ${ours ? 'we' : 'QEMU'} ${done.join(', ')}`;
+    try {
+      if (next === 'snapshot') await it.snapshot(ours, step);
+      else await it[next](ours);
+    } catch (error) {
+      assert.fail(`${context}: ${error}`);
+    }
+    await it.check(context);
+  }
+  const { path, host, model } = it;
   const reference = join(directory, 'model.raw');
   await writeFile(reference, model);
   assert.ok(await qemu.compare(path, reference, '-f', 'qcow2', '-F', 'raw'), `${what}: QEMU reads something else`);
@@ -114,9 +294,9 @@ async function mixed(shape: Shape, random: Random, directory: string): Promise<v
   await reader.close();
   if (shape.dataFile === 'raw') {
     const data = await readFile(join(directory, 'data.raw'));
-    assert.ok(Buffer.compare(data.subarray(0, size), model) === 0, `${what}: the raw data file differs`);
+    assert.ok(Buffer.compare(data.subarray(0, model.length), model) === 0, `${what}: the raw data file differs`);
   }
-  for (const [name, bytes] of snapshots) {
+  for (const [name, bytes] of it.snapshots) {
     const snapshot = await host.open(path, { snapshot: name });
     assert.ok(Buffer.compare(await readAll(snapshot), bytes) === 0, `${what}: snapshot ${name} has changed`);
     await snapshot.close();
