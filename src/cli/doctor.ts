@@ -13,6 +13,7 @@ import {
   programFact,
   systemBusFact,
 } from './machine.ts';
+import { busPolicyFact, tcmuDaemonFact } from './machine-lio.ts';
 
 /** What `doctor` found, in groups. This is also its JSON. */
 export interface Findings {
@@ -50,6 +51,8 @@ export async function examine(env: Readonly<Record<string, string | undefined>>)
           moduleFact('iscsi_target_mod', 'its iSCSI fabric'),
           moduleFact('tcm_loop', 'its disks on this machine itself'),
           systemBusFact(env),
+          busPolicyFact(),
+          tcmuDaemonFact(),
           ioUringFact(),
         ],
       },

@@ -165,6 +165,8 @@ test('doctor always succeeds, and says how to get what is missing', async () => 
     'tcm_loop',
     'configfs',
     'dbus',
+    'dbus-policy',
+    'tcmu-daemon',
     'io_uring',
   ]) {
     const fact = facts.find((candidate) => candidate.id === id);
