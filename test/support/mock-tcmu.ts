@@ -133,7 +133,7 @@ export class MockTcmu {
     this.#outcomes.clear();
   }
 
-  /** Random READ(16), or WRITE(16), of `bytes` within the first `span` bytes. @returns seconds, completions, failures */
+  /** Random READ(16), or WRITE(16), of `bytes` within the first `span` bytes. @returns seconds, completions, failures, and what 99 % did not exceed */
   async bench(options: {
     readonly operations: number;
     readonly depth: number;
@@ -141,11 +141,11 @@ export class MockTcmu {
     readonly span: number;
     readonly seed: number;
     readonly writes?: boolean;
-  }): Promise<{ seconds: number; done: number; failed: number }> {
+  }): Promise<{ seconds: number; done: number; failed: number; p99Us: number }> {
     const { operations, depth, bytes, span, seed, writes = false } = options;
     this.#process.stdin.write(`bench${writes ? 'write' : ''} ${operations} ${depth} ${bytes} ${span} ${seed}\n`);
-    const [, seconds, done, failed] = (await this.#expect('bench ')).split(' ').map(Number);
-    return { seconds: seconds ?? 0, done: done ?? 0, failed: failed ?? 0 };
+    const [, seconds = 0, done = 0, failed = 0, p99Us = 0] = (await this.#expect('bench ')).split(' ').map(Number);
+    return { seconds, done, failed, p99Us };
   }
 
   /**

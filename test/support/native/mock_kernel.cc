@@ -226,6 +226,13 @@ class Device {
     }
   }
 
+  static size_t Quantile(const std::vector<uint64_t>& counts, uint64_t total, double part) {
+    uint64_t below = static_cast<uint64_t>(static_cast<double>(total) * part);
+    size_t at = 0;
+    for (uint64_t seen = counts[0]; seen < below && at + 1 < counts.size(); seen += counts[at]) at++;
+    return at;
+  }
+
   uint32_t Below(uint32_t limit) { return static_cast<uint32_t>(random_() % limit); }
 
   // Half of them plausible: short transfers near the beginning of the disk.
@@ -381,6 +388,9 @@ class Device {
     std::vector<std::vector<mock::Extent>> buffers;
     for (uint64_t i = 0; i < depth; i++) buffers.push_back(Take(bytes, true));
     std::map<uint16_t, size_t> owner;
+    std::vector<double> begun(depth);
+    // By microseconds; the last one is for all that took longer.
+    std::vector<uint64_t> latencies(1000001);
     std::vector<size_t> idle;
     for (size_t i = 0; i < depth; i++) idle.push_back(i);
     uint64_t sent = 0;
@@ -395,6 +405,7 @@ class Device {
         uint16_t id = kernel_.Submit(cdb, buffers[idle.back()]);
         if (id == 0) break;
         owner[id] = idle.back();
+        begun[idle.back()] = Now();
         idle.pop_back();
         sent++;
         any = true;
@@ -406,15 +417,18 @@ class Device {
       uint32_t count[1024];
       while (read(kicks_, count, sizeof count) == static_cast<ssize_t>(sizeof count)) {
       }
+      double now = Now();
       for (const mock::Completion& completion : kernel_.HandleCompletions()) {
         if (completion.status != 0) failed++;
         idle.push_back(owner[completion.id]);
+        latencies[std::min<size_t>(latencies.size() - 1, static_cast<size_t>((now - begun[owner[completion.id]]) * 1e6))]++;
         owner.erase(completion.id);
         done++;
       }
     }
     for (auto& buffer : buffers) Give(buffer);
-    printf("bench %.6f %llu %llu\n", Now() - start, static_cast<unsigned long long>(done), static_cast<unsigned long long>(failed));
+    printf("bench %.6f %llu %llu %zu\n", Now() - start, static_cast<unsigned long long>(done), static_cast<unsigned long long>(failed),
+           Quantile(latencies, done, 0.99));
     fflush(stdout);
   }
 
