@@ -14,6 +14,8 @@ namespace {
 // What the callback gets when there is room for more to be written; anything below is bytes read, 0 the end, or a negative errno.
 constexpr double kWritable = 1 << 30;
 constexpr size_t kMaxSegments = 64;
+// Send buffer of a socket on one machine, bytes; the kernel doubles it for its own accounts. An answer of a megabyte goes in at once.
+constexpr int kLocalBuffer = 1 << 20;
 // Of one stream, before others have their turn.
 constexpr int kReadsInARow = 8;
 // How often it is tried whether more comes at once, while it does not.
@@ -24,6 +26,7 @@ class StreamFace {
   // Takes the descriptor over. `buffer` may be shared by streams of one thread: it is read before the callback returns.
   StreamFace(Napi::Env env, int fd, Napi::Uint8Array buffer, Napi::Function callback)
       : env_(env), fd_(fd), buffer_(buffer.Data()), size_(buffer.ByteLength()) {
+    WidenLocal(fd);
     keep_buffer_ = Napi::Persistent(buffer);
     callback_ = Napi::Persistent(callback);
     napi_value name = Napi::String::New(env, "lunette.stream");
@@ -85,6 +88,15 @@ class StreamFace {
   }
 
  private:
+  // Sockets on one machine do not grow with use, as TCP's do: a large answer would go in many pieces, with a turn of both loops for each.
+  static void WidenLocal(int fd) {
+    sockaddr_storage address;
+    socklen_t length = sizeof(address);
+    if (getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0 || address.ss_family != AF_UNIX) return;
+    int bytes = kLocalBuffer;
+    setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &bytes, sizeof(bytes));  // The system takes less where it allows no more.
+  }
+
   static void CleanUp(napi_async_cleanup_hook_handle, void* data) { static_cast<StreamFace*>(data)->Close(); }
 
   void Release() {

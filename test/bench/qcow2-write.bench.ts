@@ -31,6 +31,8 @@ interface Load {
   readonly depth: number;
   readonly count: readonly [smoke: number, full: number];
   readonly flushEvery?: number;
+  /** Of that many on a disk, where each flush waits for it. Default: the full count. */
+  readonly diskCount?: number;
   /** Bytes of tables that either keeps in memory. */
   readonly cache?: number;
   /** Requests per second beside qemu-nbd. */
@@ -61,6 +63,7 @@ const LOADS: readonly Load[] = [
     depth: 32,
     count: [200, 24_000],
     flushEvery: 32,
+    diskCount: 4000,
     aim: 1,
   },
   {
@@ -107,6 +110,12 @@ interface Result {
   readonly cpuUs: number;
 }
 
+/** Where the images are, and how many requests that takes. */
+interface Place {
+  readonly folder: string;
+  readonly count: number;
+}
+
 const SERVERS = ['qemu', 'nbd', 'iscsi'] as const;
 type Server = (typeof SERVERS)[number];
 
@@ -127,8 +136,7 @@ async function serve(b: Bench, load: Load, server: Server, path: string): Promis
   return { url: running.url, cpuSeconds: running.cpuSeconds, stop: () => running.process.stop('SIGTERM') };
 }
 
-async function apply(b: Bench, load: Load, server: Running): Promise<Result> {
-  const count = b.pick(...load.count);
+async function apply(load: Load, count: number, server: Running): Promise<Result> {
   const before = server.cpuSeconds();
   const flush = load.flushEvery === undefined ? [] : [`--flush-interval=${load.flushEvery}`];
   const text = await runOk('qemu-img', [
@@ -142,27 +150,27 @@ async function apply(b: Bench, load: Load, server: Running): Promise<Result> {
   return { perSecond: count / Number(seconds), cpuUs: ((server.cpuSeconds() - before) / count) * 1e6 };
 }
 
-async function round(b: Bench, load: Load, who: Server, folder: string): Promise<Result> {
+async function round(b: Bench, load: Load, who: Server, { folder, count }: Place): Promise<Result> {
   const path = join(folder, `${who}.qcow2`);
   const options = load.allocated ? { preallocation: 'metadata' } : {};
   await qemu.create(b, { path, size: b.pick(...load.size), clusterSize: 64 * KiB, options });
   // Written once, so that what is overwritten has its place on the disk.
   if (load.allocated && load.write) await qemu.io(path, `write -q 0 ${b.pick(...load.size)}`);
   const server = await serve(b, load, who, path);
-  const result = await apply(b, load, server);
+  const result = await apply(load, count, server);
   await server.stop();
   await rm(path);
   return result;
 }
 
-async function beside(b: Bench, load: Load, folder: string, where: string): Promise<void> {
+async function beside(b: Bench, load: Load, place: Place, where: string): Promise<void> {
   if (!b.smoke && !isBuilt()) throw new Error('measure what users run: npm run build first');
   const rounds = b.pick(1, 5);
   const results: Record<Server, Result[]> = { qemu: [], nbd: [], iscsi: [] };
   for (let at = 0; at < rounds; at++) {
     for (let turn = 0; turn < SERVERS.length; turn++) {
       const who = SERVERS[(turn + at) % SERVERS.length] as Server;
-      results[who].push(await round(b, load, who, folder));
+      results[who].push(await round(b, load, who, place));
     }
   }
   const ratio = (who: Server, key: keyof Result): string =>
@@ -191,8 +199,19 @@ const needs = (): Skip => requires.qemuNbd() || requires.qemuIscsi() || requires
 for (const load of LOADS) {
   bench(
     `qcow2/write/memory/${load.slug}`,
-    async (b) => beside(b, load, await temporaryDirectory(b, memoryFolder), 'tmpfs'),
+    async (b) => {
+      const folder = await temporaryDirectory(b, memoryFolder);
+      await beside(b, load, { folder, count: b.pick(...load.count) }, 'tmpfs');
+    },
     () => needs() || requires.that(memoryFolder !== undefined, 'needs a file system in memory'),
   );
-  bench(`qcow2/write/disk/${load.slug}`, async (b) => beside(b, load, await temporaryDirectory(b), 'a disk'), needs);
+  bench(
+    `qcow2/write/disk/${load.slug}`,
+    async (b) => {
+      if (b.smoke) return; // one place is enough
+      const [, full] = load.count;
+      await beside(b, load, { folder: await temporaryDirectory(b), count: load.diskCount ?? full }, 'a disk');
+    },
+    needs,
+  );
 }
