@@ -31,7 +31,7 @@ interface Load {
   readonly depth: number;
   readonly count: readonly [smoke: number, full: number];
   readonly flushEvery?: number;
-  /** Of that many on a disk, where each flush waits for it. Default: the full count. */
+  /** Of that many on a disk, which is what is waited for. Default: the full count. */
   readonly diskCount?: number;
   /** Bytes of tables that either keeps in memory. */
   readonly cache?: number;
@@ -50,6 +50,7 @@ const LOADS: readonly Load[] = [
     step: 10_007,
     depth: 32,
     count: [200, 30_000],
+    diskCount: 8000,
     aim: 1.5,
   },
   {
@@ -88,6 +89,7 @@ const LOADS: readonly Load[] = [
     step: 1,
     depth: 4,
     count: [20, 2000],
+    diskCount: 500,
     aim: 1,
   },
   {
@@ -110,10 +112,11 @@ interface Result {
   readonly cpuUs: number;
 }
 
-/** Where the images are, and how many requests that takes. */
+/** Where the images are, how many requests go there in each of how many rounds. */
 interface Place {
   readonly folder: string;
   readonly count: number;
+  readonly rounds: number;
 }
 
 const SERVERS = ['qemu', 'nbd', 'iscsi'] as const;
@@ -165,7 +168,7 @@ async function round(b: Bench, load: Load, who: Server, { folder, count }: Place
 
 async function beside(b: Bench, load: Load, place: Place, where: string): Promise<void> {
   if (!b.smoke && !isBuilt()) throw new Error('measure what users run: npm run build first');
-  const rounds = b.pick(1, 5);
+  const { rounds } = place;
   const results: Record<Server, Result[]> = { qemu: [], nbd: [], iscsi: [] };
   for (let at = 0; at < rounds; at++) {
     for (let turn = 0; turn < SERVERS.length; turn++) {
@@ -201,7 +204,7 @@ for (const load of LOADS) {
     `qcow2/write/memory/${load.slug}`,
     async (b) => {
       const folder = await temporaryDirectory(b, memoryFolder);
-      await beside(b, load, { folder, count: b.pick(...load.count) }, 'tmpfs');
+      await beside(b, load, { folder, count: b.pick(...load.count), rounds: b.pick(1, 5) }, 'tmpfs');
     },
     () => needs() || requires.that(memoryFolder !== undefined, 'needs a file system in memory'),
   );
@@ -210,7 +213,12 @@ for (const load of LOADS) {
     async (b) => {
       if (b.smoke) return; // one place is enough
       const [, full] = load.count;
-      await beside(b, load, { folder: await temporaryDirectory(b), count: load.diskCount ?? full }, 'a disk');
+      await beside(
+        b,
+        load,
+        { folder: await temporaryDirectory(b), count: load.diskCount ?? full, rounds: 3 },
+        'a disk',
+      );
     },
     needs,
   );
