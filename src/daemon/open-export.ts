@@ -124,7 +124,10 @@ async function openRemote(source: RemoteSource, request: ExportRequest, log: Ser
     throw new LunetteError('UNSUPPORTED', 'discard-no-unref is for qcow2 images that are opened here', { path: url });
   }
   if (isOverlaid(request)) {
-    throw new LunetteError('UNSUPPORTED', 'an overlay on what another program opens cannot be served', { path: url });
+    throw new LunetteError('UNSUPPORTED', 'an overlay on what another program opens cannot be served', {
+      path: url,
+      help: `Make a copy to write to: lunette convert -O qcow2 ${url} COPY.qcow2; or serve it with --read-only.`,
+    });
   }
   const { format, snapshot, secretFile, forceShare } = request;
   const readOnly = request.readOnly === true || snapshot !== undefined;
