@@ -1,6 +1,6 @@
 import { ImageError } from '../core/errors.ts';
 import type { Storage } from '../storage/storage.ts';
-import { COMPRESSED_BIT, compressedLength, compressedOffset, getU32, hostOffset, OFFSET_LOW } from './l2.ts';
+import { COMPRESSED_BIT, compressedLength, compressedOffset, hostOffset, runLength } from './l2.ts';
 import { PointerTable } from './pointer-table.ts';
 import { checkSnapshotL1, type Qcow2Snapshot } from './snapshot.ts';
 import { scanTables } from './table-scan.ts';
@@ -38,9 +38,10 @@ export async function refuseOthersClusters(
   // Data in a file of its own is not in this one.
   if (alone.size === 0 || host.state.external) return;
   await host.flush(); // the tables are read from the file
+  const clustersAlone = [...alone].sort((a, b) => a - b);
   await scanTables(host.state.parts.storage, await l2Tables(host), geometry.clusterSize, {
     visit: (bytes) => {
-      const found = firstReference(host, bytes, alone);
+      const found = firstReference(host, bytes, clustersAlone);
       if (found !== undefined) refuse(host, found * geometry.clusterSize, 'a guest’s data is in as well');
       return undefined;
     },
@@ -78,23 +79,34 @@ function collect(table: PointerTable, storage: Storage, found: Set<number>): voi
   }
 }
 
-/** The first of these clusters that an L2 table refers to. */
-function firstReference({ state }: OwnersHost, table: Uint8Array, clusters: ReadonlySet<number>): number | undefined {
+/** The first of these clusters, ascending, that an L2 table refers to. */
+function firstReference({ state }: OwnersHost, table: Uint8Array, clusters: readonly number[]): number | undefined {
   const { clusterSize, entrySize, compressedOffsetBits } = state.parts.geometry;
-  for (let at = 0; at < table.length; at += entrySize) {
-    const high = getU32(table, at);
-    const low = getU32(table, at + 4);
+  const view = new DataView(table.buffer, table.byteOffset, table.byteLength);
+  const [least, most] = [clusters[0] as number, clusters[clusters.length - 1] as number];
+  let step = entrySize;
+  for (let at = 0; at < table.length; at += step) {
+    step = entrySize;
+    const high = view.getUint32(at);
+    const low = view.getUint32(at + 4);
     if ((high | low) === 0) continue;
+    let start: number;
+    let end: number;
     if ((high & COMPRESSED_BIT) === 0) {
-      const cluster = Math.floor(hostOffset(high, low & OFFSET_LOW) / clusterSize);
-      if (cluster > 0 && clusters.has(cluster)) return cluster;
-      continue;
+      // Data that lies in order is looked at once.
+      const count = entrySize === 8 ? runLength(view, at, high, low, clusterSize) : 1;
+      step = count * entrySize;
+      start = Math.floor(hostOffset(high, low) / clusterSize);
+      end = start + count;
+    } else {
+      const offset = compressedOffset(high, low, compressedOffsetBits);
+      start = Math.floor(offset / clusterSize);
+      end = Math.ceil((offset + compressedLength(high, low, compressedOffsetBits)) / clusterSize);
     }
-    const start = compressedOffset(high, low, compressedOffsetBits);
-    const end = start + compressedLength(high, low, compressedOffsetBits);
-    for (let cluster = Math.floor(start / clusterSize); cluster * clusterSize < end; cluster++) {
-      if (clusters.has(cluster)) return cluster;
-    }
+    if (end <= least || start > most) continue;
+    // Cluster 0 is the header's: an entry without an offset.
+    const found = clusters.find((cluster) => cluster >= start && cluster < end && cluster > 0);
+    if (found !== undefined) return found;
   }
   return undefined;
 }
