@@ -102,6 +102,12 @@ export async function openExport(host: ImageHost, request: ExportRequest, log: S
         ? await openEphemeral(host, base, request)
         : await openOverlay(host, request.overlay, base, request);
     log.info({ image: request.image }, `${request.image}: ${note}`);
+    if ((await (base.layers[0] as Layer).describe()).encrypted === true) {
+      log.warn(
+        { image: request.image },
+        `${request.image}: the image is encrypted, and what is written to its overlay is not`,
+      );
+    }
     return { image, format, chain: image };
   }
   if (request.discardNoUnref === true && format !== 'qcow2') {

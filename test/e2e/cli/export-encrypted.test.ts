@@ -106,6 +106,13 @@ test('without a passphrase, or with a wrong one, an export says so and serves no
   }
 });
 
+test('an overlay of an encrypted image is not encrypted, which is said', async (t) => {
+  const at = await scene(t);
+  await createByUs(at, QUICK, SIZE);
+  const running = await startCliExport(t, ['--ephemeral', '--secret-file', at.secret, at.path]);
+  assert.match(running.stderr, /the image is encrypted, and what is written to its overlay is not/);
+});
+
 test('the daemon opens an encrypted image with the passphrase that its configuration names', {
   skip: requires.qemuIo(),
 }, async (t) => {

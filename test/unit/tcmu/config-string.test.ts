@@ -1,5 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
+import { configStringOf } from '../../../src/daemon/kernel-export.ts';
+import { requestOf } from '../../../src/daemon/tcmu-handlers.ts';
 import { escapeText, parseConfigString } from '../../../src/tcmu/config-string.ts';
 import { randomFor } from '../../support/random.ts';
 
@@ -83,4 +85,18 @@ test('every path can be escaped, and is the same when it is parsed', (t) => {
     assert.doesNotMatch(text, /[:,\s]/);
     assert.equal(parseConfigString(text).image, path);
   }
+});
+
+test('what an export asks for is in its configuration string, and comes out of it the same', () => {
+  const request = {
+    image: '/images/my disk.qcow2',
+    format: 'qcow2',
+    secretFile: ['/etc/a:b', '/two'],
+    discardNoUnref: true,
+  };
+  const config = configStringOf(request, false);
+  assert.equal(config, 'qcow2//images/my%20disk.qcow2;secret-file=/etc/a%3Ab;secret-file=/two;discard-no-unref;disk');
+  const { image, format, secretFile, discardNoUnref, optical } = requestOf(config);
+  assert.deepEqual({ image, format, secretFile, discardNoUnref }, request);
+  assert.equal(optical, false);
 });
