@@ -7,13 +7,14 @@ import type { FormatDriver, LayerContext, LayerOpenOptions } from '../driver.ts'
 import { settle } from '../image/chain-read.ts';
 import type { ParentReference } from '../image/layer.ts';
 import { LeaseBook } from '../image/lease.ts';
+import { actualSize } from '../storage/actual-size.ts';
 import type { Storage } from '../storage/storage.ts';
 import { cidText, type ExtentLine, looksLikeDescriptor, MAX_DESCRIPTOR, NO_CID, VmdkDescriptor } from './descriptor.ts';
 import type { VmdkExtent } from './extent.ts';
 import { FlatExtent, ZeroExtent } from './flat.ts';
 import { HOSTED_HEADER, MAGIC_COWD, MAGIC_HOSTED, parseHosted, SECTOR } from './header.ts';
-import { type DescriptorPlace, VmdkLayer, VmdkOutline } from './layer.ts';
-import { magicOf, openSparse, readHead } from './open-extent.ts';
+import { type DescriptorPlace, type ExtentOutline, VmdkLayer, VmdkOutline } from './layer.ts';
+import { magicOf, openSparse, readHead, readHosted } from './open-extent.ts';
 import { isSeSparse, openSeSparse } from './sesparse.ts';
 import { findChild } from './siblings.ts';
 
@@ -69,7 +70,10 @@ async function openVmdk(storage: Storage, options: LayerOpenOptions): Promise<Vm
   const parent = await parentOf(descriptor, storage, options.context);
   const shared = { storage, place, parent, readOnly, leases: new LeaseBook() };
   if (options.metadataOnly === true && !place.embedded)
-    return new VmdkOutline({ ...shared, readOnly: true, extents: [], files: [] });
+    return new VmdkOutline(
+      { ...shared, readOnly: true, extents: [], files: [] },
+      await lookAtExtents(place, options.context),
+    );
   const files = new Map<string, Storage>();
   const extents: VmdkExtent[] = [];
   const how: ExtentOptions = {
@@ -97,6 +101,32 @@ async function openVmdk(storage: Storage, options: LayerOpenOptions): Promise<Vm
     await settle([...files.values()].map((file) => file.close()));
     throw error;
   }
+}
+
+/** What the files of extents say of themselves, as far as they may be looked at and are there. */
+async function lookAtExtents(
+  { descriptor, storage }: DescriptorPlace,
+  context: LayerContext,
+): Promise<ExtentOutline[]> {
+  const seen: ExtentOutline[] = [];
+  for (const { file, type } of descriptor.extents) {
+    const opened =
+      file === undefined
+        ? undefined
+        : await context.openReferenced(file, storage, 'extent', { readOnly: true }).catch(() => undefined);
+    try {
+      const grain = opened !== undefined && type === 'SPARSE' ? (await readHosted(opened)).header.grainSize : undefined;
+      seen.push({
+        ...(opened === undefined ? {} : await actualSize(opened)),
+        ...(grain === undefined ? {} : { grain: grain * SECTOR }),
+      });
+    } catch {
+      seen.push({}); // its header is damaged: a check says how
+    } finally {
+      await opened?.close();
+    }
+  }
+  return seen;
 }
 
 /** The descriptor of a file, in it or the file itself; undefined for an extent without one. */

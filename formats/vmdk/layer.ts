@@ -235,13 +235,23 @@ export class VmdkLayer implements Layer {
   }
 }
 
+/** What was seen of an extent's file; nothing where it could not be looked at. */
+export interface ExtentOutline {
+  readonly actualSize?: number;
+  /** Bytes of a grain. */
+  readonly grain?: number;
+}
+
 /** What can be said of a disk whose extents are not opened. */
 export class VmdkOutline extends VmdkLayer {
   readonly #lines: readonly ExtentLine[];
   readonly #info: DescriptorPlace;
+  /** By number of the line. */
+  readonly #seen: readonly ExtentOutline[];
 
-  constructor(parts: VmdkParts & { place: DescriptorPlace }) {
+  constructor(parts: VmdkParts & { place: DescriptorPlace }, seen: readonly ExtentOutline[]) {
     super(parts);
+    this.#seen = seen;
     this.#lines = parts.place.descriptor.extents;
     this.#info = parts.place;
   }
@@ -249,16 +259,25 @@ export class VmdkOutline extends VmdkLayer {
   override async describe(): Promise<LayerInfo> {
     const { descriptor, storage } = this.#info;
     const resolved = (file: string | undefined): string => (file === undefined ? '' : storage.resolve(file));
+    const { actualSize: own, ...shown } = await super.describe();
+    const files = this.#lines.flatMap(({ file }, i) => (file === undefined ? [] : [this.#seen[i]?.actualSize]));
+    const sizes = [own, ...new Map(this.#lines.map(({ file }, i) => [file, this.#seen[i]?.actualSize])).values()];
+    const grain = this.#seen.find((each) => each.grain !== undefined)?.grain;
     return {
-      ...(await super.describe()),
+      ...shown,
+      ...(files.includes(undefined) || own === undefined
+        ? {}
+        : { actualSize: sizes.reduce<number>((sum, size) => sum + (size ?? 0), 0) }),
+      ...(grain === undefined ? {} : { clusterSize: grain }),
       virtualSize: this.#lines.reduce((sum, line) => sum + line.length, 0),
       specific: {
         cid: descriptor.cid('CID'),
         'parent-cid': descriptor.cid('parentCID'),
         'create-type': descriptor.createType,
-        extents: this.#lines.map((line) => ({
+        extents: this.#lines.map((line, i) => ({
           'virtual-size': line.length,
           filename: resolved(line.file),
+          ...(this.#seen[i]?.grain === undefined ? {} : { 'cluster-size': this.#seen[i]?.grain }),
           format: line.type,
         })),
       },

@@ -42,7 +42,12 @@ export async function runMeasure(
     const measure = await measureDisk(withSize(image, creator.sizeOf(image.size)), target);
     const keepsBitmaps = creator.format === 'qcow2' && values.compat !== '0.10' && values.compat !== 'v2';
     const [top] = (image as { layers?: readonly Layer[] }).layers ?? [];
-    print(context, json, measure, keepsBitmaps && top !== undefined ? await bitmapBytes(top) : undefined);
+    print(
+      context,
+      json,
+      measure,
+      keepsBitmaps && top !== undefined ? await bitmapBytes(top, values.cluster_size as number) : undefined,
+    );
   } finally {
     await image.close().catch(() => undefined);
   }

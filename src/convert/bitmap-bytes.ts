@@ -3,9 +3,13 @@ import type { Layer } from '../../formats/index.ts';
 
 const DIRECTORY_ENTRY = 24;
 
-/** What the dirty bitmaps of a qcow2 image take in it, bytes; undefined for formats and versions that have none. */
-export async function bitmapBytes(layer: Layer): Promise<number | undefined> {
-  const { format, clusterSize, specific, virtualSize } = await layer.describe();
+/**
+ * What the dirty bitmaps of a qcow2 image take in one of clusters of `cluster` bytes (default: in itself); undefined for formats and versions that
+ * have none.
+ */
+export async function bitmapBytes(layer: Layer, cluster?: number): Promise<number | undefined> {
+  const { format, clusterSize: own, specific, virtualSize } = await layer.describe();
+  const clusterSize = cluster ?? own;
   if (format !== 'qcow2' || clusterSize === undefined || specific?.compat !== '1.1') return undefined;
   const bitmaps = (specific.bitmaps ?? []) as readonly { readonly name: string; readonly granularity: number }[];
   let total = 0;

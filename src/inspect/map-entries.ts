@@ -100,9 +100,10 @@ async function mayHaveHoles(layer: Layer): Promise<boolean> {
   if (layer.format !== 'qcow2' && layer.format !== 'vdi') return false;
   const { actualSize, clusterSize = 0, specific } = await layer.describe();
   if (layer.format === 'vdi') return specific?.['image-type'] === 'fixed';
-  // A few clusters that were never filled do not count.
-  const absent = layer.storage.size - (actualSize ?? layer.storage.size);
-  return absent > Math.max(layer.storage.size / 10, 10 * clusterSize);
+  if (actualSize === undefined || clusterSize === 0) return false;
+  // QEMU's rule: a tenth of the clusters, and more than two of them, are not there.
+  const there = Math.floor(actualSize / clusterSize);
+  return Math.floor(layer.storage.size / clusterSize) > Math.max((there * 10) / 9, there + 2);
 }
 
 async function* splitAtHoles(entry: MapEntry, storage: Storage): AsyncGenerator<MapEntry> {
