@@ -3,7 +3,7 @@ import { type ChainImage, diffQcow2, type MappingDiff, type MappingDifference } 
 import { type DiffSide, diffChains } from './chain-diff.ts';
 import { keepDifferentContent } from './content-diff.ts';
 import { type InspectOptions, inspectFile } from './inspect-file.ts';
-import { lookWhileStill } from './still.ts';
+import { lookAtChains } from './still-chains.ts';
 
 /** A state of a disk: a snapshot inside of the image, another image, or the image as it is now. */
 export type DiffState = { readonly snapshot: string } | { readonly file: string } | 'now';
@@ -42,7 +42,11 @@ export async function diffStates<T>(
     const immutable = typeof from === 'object' && 'snapshot' in from && typeof to === 'object' && 'snapshot' in to;
     return immutable
       ? whileSnapshotsStay(path, [from.snapshot, to.snapshot], options, find)
-      : whileChainsAreStill(path, [from, to], options, find);
+      : lookAtChains(
+          [path, ...[from, to].flatMap((state) => (typeof state === 'object' && 'file' in state ? [state.file] : []))],
+          options,
+          find,
+        );
   });
   return use({ ...held, differences: batchesOf(held.extents) });
 }
@@ -66,30 +70,6 @@ async function hold({ fromSize, toSize, differences }: MappingDiff) {
     }
   }
   return { fromSize, toSize, extents };
-}
-
-/** Looks at all the files that the two states stand on. */
-async function whileChainsAreStill<T>(
-  path: string,
-  states: readonly DiffState[],
-  { host, format }: InspectOptions,
-  look: () => Promise<T>,
-): Promise<T> {
-  const chains: ChainImage[] = [];
-  try {
-    chains.push(await host.open(path, { readOnly: true, lock: 'shared', format }));
-    for (const state of states) {
-      if (typeof state === 'object' && 'file' in state) {
-        chains.push(await host.open(state.file, { readOnly: true, lock: 'shared' }));
-      }
-    }
-    return await lookWhileStill(
-      chains.flatMap(({ layers }) => layers.map(({ storage }) => storage)),
-      look,
-    );
-  } finally {
-    for (const chain of chains) await chain.close().catch(() => undefined);
-  }
 }
 
 /** What snapshots hold does not change, as long as they are there. */

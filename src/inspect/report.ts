@@ -5,6 +5,7 @@ import { type Allocation, cellSizeFor, MAP_CELLS, mapAllocation, spread } from '
 import { type ChainFile, describeFiles } from './chain.ts';
 import { type InspectOptions, inspectFile } from './inspect-file.ts';
 import { findMachine, type Machine } from './machine.ts';
+import { lookAtChains } from './still-chains.ts';
 import { type ImageUsage, measureUsage } from './usage.ts';
 
 /** Bytes that changed between two states, by cell of the disk. */
@@ -57,7 +58,9 @@ export async function collectReport(file: string, options: ReportOptions): Promi
     const isQcow2 = layer.format === 'qcow2';
     const quiet = { ...options, notice: undefined };
     const usage = isQcow2 ? await measureUsage(file, quiet) : undefined;
-    const { files, allocation, virtualSize } = await look(async () => {
+    const lookAtAll =
+      options.forceShare === true ? <T>(read: () => Promise<T>) => lookAtChains([file], options, read) : look;
+    const { files, allocation, virtualSize } = await lookAtAll(async () => {
       const image = await openImage(file, options);
       try {
         return {

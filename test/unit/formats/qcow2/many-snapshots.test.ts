@@ -30,7 +30,7 @@ test('65,536 snapshots are listed by reading their table once', async () => {
 });
 
 test('one of 65,536 snapshots is opened by reading their table and its own', async () => {
-  for (const number of [...OWN, 40_000]) {
+  for (const number of [777, 40_000]) {
     const storage = new MemoryStorage({ bytes: IMAGE });
     const bytes = countBytes(storage);
     const image = await openImage(storage, { snapshot: `s${number}` });
