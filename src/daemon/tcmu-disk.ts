@@ -1,9 +1,8 @@
-import { closeSync, constants, openSync } from 'node:fs';
 import { codeOf, type ErrorCode, fromSystemError, LunetteError } from '../../formats/core/errors.ts';
 import type { Image } from '../../formats/image/image.ts';
 import type { ChainImage, ImageHost } from '../../formats/index.ts';
 import type { TcmuUio } from '../lio/uio-devices.ts';
-import { UserBackstore } from '../lio/user-backstore.ts';
+import type { UserBackstore } from '../lio/user-backstore.ts';
 import { ScsiDevice } from '../scsi/device.ts';
 import type { Nexus } from '../scsi/task.ts';
 import { TcmuDevice } from '../tcmu/device.ts';
@@ -14,6 +13,7 @@ import type { ServerLog } from './log.ts';
 import { checkRequest, type OpenedExport, openExport } from './open-export.ts';
 import { SettledImage } from './settled-image.ts';
 import { requestOf, type TcmuRequest } from './tcmu-handlers.ts';
+import type { TcmuKernel, UioDescriptors } from './tcmu-kernel.ts';
 
 /** One command takes an eighth of the data area at most: so several fit, and none waits for ever. */
 const SHARE_OF_DATA_AREA = 8;
@@ -70,16 +70,20 @@ export class TcmuDisk {
   readonly #blockSize: 512 | 4096;
   /** `dev_size` as the kernel has it, bytes. */
   #configuredSize: number;
-  #ring: { readonly device: TcmuDevice; readonly fd: number } | undefined;
+  readonly #kernel: TcmuKernel;
+  #ring: { readonly device: TcmuDevice; readonly fds: UioDescriptors } | undefined;
 
   private constructor(
-    uio: TcmuUio,
+    backstore: UserBackstore,
+    config: string,
+    kernel: TcmuKernel,
     opened: OpenedExport,
     unit: { blockSize: 512 | 4096; optical: boolean; configuredSize: number },
     events: DiskEvents,
   ) {
-    this.backstore = new UserBackstore(uio.backstore);
-    this.#config = uio.backstore.config;
+    this.backstore = backstore;
+    this.#config = config;
+    this.#kernel = kernel;
     this.optical = unit.optical;
     this.#opened = opened;
     this.#image = new SettledImage(opened.image);
@@ -95,10 +99,16 @@ export class TcmuDisk {
    *
    * @throws {LunetteError} for what is wrong with the configuration, the image, or the size that the device was made with
    */
-  static async open(host: ImageHost, uio: TcmuUio, log: ServerLog, events: DiskEvents): Promise<TcmuDisk> {
+  static async open(
+    host: ImageHost,
+    uio: TcmuUio,
+    log: ServerLog,
+    kernel: TcmuKernel,
+    events: DiskEvents,
+  ): Promise<TcmuDisk> {
     const request = requestOf(uio.backstore.config);
     checkRequest(request);
-    const backstore = new UserBackstore(uio.backstore);
+    const backstore = kernel.backstore(uio.backstore);
     const { optical } = request;
     const wanted = (await backstore.attribute('hw_block_size')) ?? 512;
     const blockSize = optical ? 512 : BLOCK_SIZES.find((size) => size === wanted);
@@ -113,7 +123,14 @@ export class TcmuDisk {
     try {
       if (optical) checkDisc(opened, request.image);
       else checkSize(opened.image.size, size, blockSize, request.image, log);
-      return new TcmuDisk(uio, opened, { blockSize, optical, configuredSize: size }, events);
+      return new TcmuDisk(
+        backstore,
+        uio.backstore.config,
+        kernel,
+        opened,
+        { blockSize, optical, configuredSize: size },
+        events,
+      );
     } catch (error) {
       await opened.image.close().catch(() => undefined);
       throw error;
@@ -156,18 +173,12 @@ export class TcmuDisk {
 
   /** Opens the device and begins to serve what is in its ring. @throws {LunetteError} LOCKED when another program has it open */
   attach(uio: TcmuUio): void {
-    let fd: number;
-    try {
-      fd = openSync(uio.node, constants.O_RDWR | constants.O_NONBLOCK);
-    } catch (error) {
-      throw fromSystemError(error, 'opening the device', { path: uio.node });
-    }
+    const fds = this.#kernel.open(uio);
+    const { memoryFd, eventFd, kickFd } = fds;
     let device: TcmuDevice | undefined;
     try {
       device = new TcmuDevice({
-        memoryFd: fd,
-        eventFd: fd,
-        kickFd: fd,
+        ...{ memoryFd, eventFd, kickFd },
         regionSize: uio.regionSize,
         server: this.#server,
         nexus: NEXUS,
@@ -177,11 +188,11 @@ export class TcmuDisk {
       });
       if (this.#server.unit(0) === undefined) this.#addUnit(device.dataAreaSize);
       device.start();
-      this.#ring = { device, fd };
+      this.#ring = { device, fds };
     } catch (error) {
       // Its poll handle goes before its descriptor does.
       const closed = device?.close() ?? Promise.resolve();
-      void closed.catch(() => undefined).then(() => closeSync(fd));
+      void closed.catch(() => undefined).then(() => fds.close());
       throw fromSystemError(error, 'mapping the device', { path: uio.node });
     }
   }
@@ -192,7 +203,7 @@ export class TcmuDisk {
     this.#ring = undefined;
     if (ring === undefined) return;
     await ring.device.close();
-    closeSync(ring.fd);
+    ring.fds.close();
   }
 
   /** Detaches, flushes and closes the image. */

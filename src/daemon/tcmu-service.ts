@@ -3,11 +3,9 @@ import { LunetteError } from '../../formats/core/errors.ts';
 import type { ImageHost } from '../../formats/index.ts';
 import type { BusService } from '../dbus/bus-service.ts';
 import type { TcmuObjects } from '../dbus/tcmu-objects.ts';
-import { ProcessLock } from '../io/process-lock.ts';
-import { abortNetlinkWaiters, blockNetlink, freeNetlinkWaiters, tcmuModuleIsLoaded } from '../lio/tcmu-module.ts';
-import { listUioDevices, type TcmuUio, uioDevice } from '../lio/uio-devices.ts';
-import { parseBackstoreName, UserBackstore } from '../lio/user-backstore.ts';
-import { type AwaitedEvent, TcmuChannel } from '../netlink/channel.ts';
+import type { TcmuUio } from '../lio/uio-devices.ts';
+import { keyOf, parseBackstoreName } from '../lio/user-backstore.ts';
+import type { AwaitedEvent } from '../netlink/channel.ts';
 import { closeInOrder } from './close-in-order.ts';
 import { describe, type ServerLog } from './log.ts';
 import { connectSystemBus } from './system-bus.ts';
@@ -15,9 +13,7 @@ import { busHandlers } from './tcmu-bus.ts';
 import { errnoFor, TcmuDisk } from './tcmu-disk.ts';
 import type { TcmuEntry } from './tcmu-entry.ts';
 import { isOurHandler } from './tcmu-handlers.ts';
-
-/** The file that tcmu-runner locks, too: only one of us can run. */
-const LOCK_FILE = '/run/tcmu.lock';
+import { type AnswerChannel, KERNEL, type TcmuKernel } from './tcmu-kernel.ts';
 
 const EOPNOTSUPP = -95;
 const ENOENT = -2;
@@ -33,6 +29,8 @@ const REPAIR_WINDOW_MS = 60_000;
 export interface TcmuServiceOptions {
   readonly host: ImageHost;
   readonly log: ServerLog;
+  /** Default: the one under this process. */
+  readonly kernel?: TcmuKernel | undefined;
   /** Where targetcli finds us; it stays the caller's. Default: a connection of its own. */
   readonly bus?: BusService | undefined;
   /** What is done about devices of handlers that nobody has registered: without an answer their creator waits for ever. */
@@ -48,15 +46,17 @@ export class TcmuService {
   readonly #log: ServerLog;
   readonly #options: TcmuServiceOptions;
   readonly #entries = new Map<string, TcmuEntry>();
-  readonly #lock: ProcessLock;
-  #channel: TcmuChannel | undefined;
+  readonly #kernel: TcmuKernel;
+  readonly #lock: { release(): void };
+  #channel: AnswerChannel | undefined;
   #objects: TcmuObjects | undefined;
   #ownBus: BusService | undefined;
   readonly #stopping = new AbortController();
   /** What is wrong with the service itself. */
   readonly #troubles: string[] = [];
 
-  private constructor(options: TcmuServiceOptions, lock: ProcessLock) {
+  private constructor(options: TcmuServiceOptions, kernel: TcmuKernel, lock: { release(): void }) {
+    this.#kernel = kernel;
     this.#host = options.host;
     this.#log = options.log;
     this.#options = options;
@@ -70,19 +70,20 @@ export class TcmuService {
    *   privilege
    */
   static async start(options: TcmuServiceOptions): Promise<TcmuService> {
-    if (!tcmuModuleIsLoaded()) {
+    const { kernel = KERNEL } = options;
+    if (!kernel.isLoaded()) {
       throw new LunetteError('UNAVAILABLE', 'the kernel module target_core_user is not loaded', {
         help: 'As root: modprobe target_core_user',
       });
     }
-    const lock = await ProcessLock.take(LOCK_FILE).catch((error: unknown) => {
+    const lock = await kernel.takeLock().catch((error: unknown) => {
       if (error instanceof LunetteError && error.code === 'LOCKED') {
         error.help =
           'Only one program can serve TCMU devices: systemctl stop tcmu-runner, or end the other lunette daemon.';
       }
       throw error;
     });
-    const service = new TcmuService(options, lock);
+    const service = new TcmuService(options, kernel, lock);
     try {
       await service.#begin();
       return service;
@@ -131,7 +132,7 @@ export class TcmuService {
     const channel = this.#channel;
     if (channel === undefined) return;
     channel.endAnswering();
-    await freeNetlinkWaiters();
+    await this.#kernel.freeNetlinkWaiters();
     this.#channel = undefined;
     channel.close();
   }
@@ -140,9 +141,9 @@ export class TcmuService {
 
   async #begin(): Promise<void> {
     // Disks first: initiators wait for them. Whoever sees the name on the bus can make devices at once.
-    await blockNetlink(true);
+    await this.#kernel.blockNetlink(true);
     try {
-      this.#channel = new TcmuChannel({
+      this.#channel = this.#kernel.channel({
         event: (event) => this.#onEvent(event),
         overflow: () => void this.#lookAround(),
         expired: (deviceId) =>
@@ -156,9 +157,9 @@ export class TcmuService {
       });
       await this.#takeOver();
       // What still waits is of no kind that can be known: whoever waits hears EINTR.
-      await abortNetlinkWaiters();
+      await this.#kernel.abortNetlinkWaiters();
     } finally {
-      await blockNetlink(false);
+      await this.#kernel.blockNetlink(false);
     }
     await this.#publish();
   }
@@ -182,7 +183,7 @@ export class TcmuService {
 
   /** Devices that were there before us. */
   async #takeOver(): Promise<void> {
-    const devices = (await listUioDevices()).filter(({ backstore }) => isOurHandler(backstore.config));
+    const devices = (await this.#kernel.devices()).filter(({ backstore }) => isOurHandler(backstore.config));
     await Promise.all(
       devices.map((uio) => {
         const entry = this.#entry(uio);
@@ -257,9 +258,9 @@ export class TcmuService {
   async #lookAround(): Promise<void> {
     this.#log.warn({}, 'netlink: events were lost, looking for devices');
     try {
-      await blockNetlink(true);
+      await this.#kernel.blockNetlink(true);
       const seen = new Set<string>();
-      for (const uio of await listUioDevices()) {
+      for (const uio of await this.#kernel.devices()) {
         if (!isOurHandler(uio.backstore.config)) continue;
         const entry = this.#entry(uio);
         seen.add(entry.backstore.key);
@@ -268,11 +269,11 @@ export class TcmuService {
       for (const entry of [...this.#entries.values()]) {
         if (!seen.has(entry.backstore.key)) await this.#inTurn(entry, () => this.#forget(entry));
       }
-      await abortNetlinkWaiters();
+      await this.#kernel.abortNetlinkWaiters();
     } catch (error) {
       this.#log.error({ error }, `looking for devices failed: ${describe(error)}`);
     } finally {
-      await blockNetlink(false).catch(() => undefined);
+      await this.#kernel.blockNetlink(false).catch(() => undefined);
     }
   }
 
@@ -281,7 +282,7 @@ export class TcmuService {
   #onEvent(event: AwaitedEvent): void {
     const name = parseBackstoreName(event.name);
     const handler = name?.config.split('/')[0] ?? '';
-    if (name === undefined || !(isOurHandler(name.config) || this.#entries.has(new UserBackstore(name).key))) {
+    if (name === undefined || !(isOurHandler(name.config) || this.#entries.has(keyOf(name)))) {
       this.#onForeign(event, handler);
       return;
     }
@@ -310,9 +311,9 @@ export class TcmuService {
   async #handle(event: AwaitedEvent, config: string): Promise<void> {
     const name = parseBackstoreName(event.name);
     if (name === undefined) return;
-    const { key } = new UserBackstore(name);
+    const key = keyOf(name);
     if (event.kind === 'added') {
-      const uio = await uioDevice(event.minor);
+      const uio = await this.#kernel.device(event.minor);
       if (uio === undefined)
         throw new LunetteError('NOT_FOUND', 'the device is not there', { path: `/dev/uio${event.minor}` });
       const entry = this.#entry(uio);
@@ -385,7 +386,7 @@ export class TcmuService {
   }
 
   #entry(uio: TcmuUio): TcmuEntry {
-    const backstore = new UserBackstore(uio.backstore);
+    const backstore = this.#kernel.backstore(uio.backstore);
     const known = this.#entries.get(backstore.key);
     if (known !== undefined) {
       known.uio = uio;
@@ -412,7 +413,7 @@ export class TcmuService {
   }
 
   async #open(entry: TcmuEntry): Promise<void> {
-    const disk = await TcmuDisk.open(this.#host, entry.uio, this.#log, {
+    const disk = await TcmuDisk.open(this.#host, entry.uio, this.#log, this.#kernel, {
       broken: (reason) => this.#broken(entry, disk, reason),
       gone: () => void this.#inTurn(entry, () => this.#vanished(entry, disk)),
     });

@@ -23,6 +23,11 @@ export function parseBackstoreName(text: string): BackstoreName | undefined {
   return { hba: Number(hba), name, config };
 }
 
+/** `HBA/NAME`. */
+export function keyOf({ hba, name }: Pick<BackstoreName, 'hba' | 'name'>): string {
+  return `${hba}/${name}`;
+}
+
 /**
  * A user backstore in configfs: `core/user_HBA/NAME`.
  *
@@ -38,7 +43,7 @@ export class UserBackstore {
   constructor(name: Pick<BackstoreName, 'hba' | 'name'>, root = TARGET_ROOT) {
     this.hba = name.hba;
     this.name = name.name;
-    this.key = `${name.hba}/${name.name}`;
+    this.key = keyOf(name);
     this.path = join(root, 'core', `user_${name.hba}`, name.name);
   }
 
