@@ -96,6 +96,11 @@ export interface Layer {
    * opened with. Absent: the format cannot.
    */
   setParent?(parent: ParentName | undefined): Promise<void>;
+  /**
+   * The parent was changed to what shows the same disk under this layer, and has new ids (`ids`): takes them over, durably. Absent: the format
+   * does not note its parent's ids.
+   */
+  followParent?(ids: Readonly<Record<string, string>>): Promise<void>;
   /** Takes note of changes: told by the mover before each of them, snapshots and sizes excepted. */
   readonly recorder?: ChangeRecorder | undefined;
   /** Persistent dirty bitmaps, for formats that have them. */

@@ -22,7 +22,7 @@ import { Geometry } from './geometry.ts';
 import { ENTRY_FREE, ENTRY_ZERO, HEADER_V1, headerIds, TYPE_FIXED, TYPE_NAMES, type VdiHeader } from './header.ts';
 import { inspectBlocks } from './inspect.ts';
 import { resizeVdi } from './resize.ts';
-import { isNullUuid, randomUuid, uuidText } from './uuid.ts';
+import { isNullUuid, parseUuid, randomUuid, uuidText } from './uuid.ts';
 
 /** Blocks in one reservation: the mover comes again for more. */
 const MAX_RESERVED = 256;
@@ -171,6 +171,13 @@ export class VdiLayer implements Layer {
     await this.storage.writev(HEADER_V1.fields.uuidModify.at, IoVec.of(this.#uuidModify));
     await this.storage.sync();
     this.#begun = true;
+  }
+
+  async followParent({ uuidModify = '' }: Readonly<Record<string, string>>): Promise<void> {
+    const uuid = parseUuid(uuidModify);
+    if (uuid === undefined) return;
+    await this.storage.writev(HEADER_V1.fields.uuidParentModify.at, IoVec.of(uuid));
+    await this.storage.sync();
   }
 
   async reserve(offset: number, length: number): Promise<Reservation> {

@@ -130,6 +130,16 @@ export class VmdkLayer implements Layer {
     this.#begun = true;
   }
 
+  async followParent({ CID: cid, uuidModify }: Readonly<Record<string, string>>): Promise<void> {
+    if (this.#place === undefined || cid === undefined) return;
+    await changeDescriptor(this.#place, (descriptor) => {
+      descriptor.set('parentCID', cid);
+      const key = 'ddb.uuid.parentmodification';
+      if (uuidModify !== undefined && descriptor.get(key) !== undefined) descriptor.set(key, uuidModify);
+    });
+    await this.#syncAll();
+  }
+
   async reserve(offset: number, length: number): Promise<Reservation> {
     const i = this.#find(offset);
     const start = this.#starts[i] as number;
@@ -297,12 +307,12 @@ function limitsOf(extents: readonly VmdkExtent[], starts: Float64Array, size: nu
   return { allocationUnit: Math.max(1, size), zeroUnit: 0, discardUnit: 0 };
 }
 
-/**
- * Gives the content a new id: CID, or ddb.longContentID where CID says so; VirtualBox's modification id along with it. A descriptor that
- * keeps its length is changed where it differs, so that a power cut leaves the old or the new one.
- */
-async function writeNewIds({ descriptor, storage, offset, room }: DescriptorPlace): Promise<void> {
-  const before = descriptor.toBytes();
+/** Gives the content a new id: CID, or ddb.longContentID where CID says so; VirtualBox's modification id along with it. */
+function writeNewIds(place: DescriptorPlace): Promise<void> {
+  return changeDescriptor(place, setNewIds);
+}
+
+function setNewIds(descriptor: VmdkDescriptor): void {
   const old = descriptor.get('CID') ?? '';
   const long = descriptor.get('ddb.longContentID');
   const isLong = descriptor.cid('CID') === LONG_CID && long !== undefined;
@@ -313,9 +323,18 @@ async function writeNewIds({ descriptor, storage, offset, room }: DescriptorPlac
   if (long !== undefined && /^[0-9a-f]{32}$/i.test(long))
     descriptor.set('ddb.longContentID', `${randomBytes(12).toString('hex')}${cid.padStart(8, '0')}`);
   if (descriptor.get('ddb.uuid.modification') !== undefined) descriptor.set('ddb.uuid.modification', newUuid());
+}
+
+/** Changes a descriptor in its file. One that keeps its length is changed where it differs, so that a power cut leaves the old or the new one. */
+async function changeDescriptor(
+  { descriptor, storage, offset, room }: DescriptorPlace,
+  change: (descriptor: VmdkDescriptor) => void,
+): Promise<void> {
+  const before = descriptor.toBytes();
+  change(descriptor);
   const after = descriptor.toBytes();
   if (after.length > room) {
-    throw new ImageError('UNSUPPORTED', 'its descriptor has no room for a content id', { path: storage.path, offset });
+    throw new ImageError('UNSUPPORTED', 'its descriptor has no room for another id', { path: storage.path, offset });
   }
   if (after.length !== before.length) {
     await storage.writev(offset, IoVec.of(after));

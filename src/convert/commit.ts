@@ -1,7 +1,7 @@
 import { realpathSync } from 'node:fs';
 import { ImageError, LunetteError } from '../../formats/core/errors.ts';
 import { MiB } from '../../formats/core/units.ts';
-import { ABSENT, type ChainImage, ExtentBuffer, type ImageHost, ZERO } from '../../formats/index.ts';
+import { ABSENT, type ChainImage, ExtentBuffer, type ImageHost, type Layer, ZERO } from '../../formats/index.ts';
 import { ChunkMemory } from './chunk-memory.ts';
 import { listOf, readDisk } from './disk.ts';
 
@@ -31,19 +31,15 @@ interface Link {
  * The base is durable before the image lets go of anything: at every moment the image shows what it showed before. What stands between the two, and other
  * images over the base, show something else afterwards.
  *
- * @throws {LunetteError} NOT_FOUND when there is no such base; UNSUPPORTED when the format cannot be emptied; ABORTED, and then nothing was emptied
+ * VMDK and VDI images cannot be emptied: they keep what they hold, and note the new id of their parent. One whose commit was interrupted before that
+ * opens with its parent's id ignored, as after any change of a parent.
+ *
+ * @throws {LunetteError} NOT_FOUND when there is no such base; ABORTED, and then nothing was emptied
  */
 export async function commitImage(host: ImageHost, path: string, options: CommitOptions = {}): Promise<void> {
   const keep = options.keep === true || options.base !== undefined;
   const links = await chainOf(host, path, options.format);
   const depth = findBase(links, path, options.base);
-  const [top] = links as [Link];
-  if (!keep && top.format !== 'qcow2') {
-    throw new ImageError('UNSUPPORTED', `the format ${top.format} cannot be emptied`, {
-      path,
-      help: 'With -d the image stays as it is; it is of no use afterwards.',
-    });
-  }
   const { path: basePath, format } = links[depth] as Link;
   const base = await host.open(basePath, { format, force: true });
   // Each belongs to the one above it from here on.
@@ -56,10 +52,16 @@ export async function commitImage(host: ImageHost, path: string, options: Commit
     if (image.size > base.size) await base.resize(image.size);
     await copyAbove(image, base, depth, options);
     await base.flush();
-    if (!keep) await image.restructure((layer) => layer.empty?.() ?? Promise.resolve());
+    if (!keep) await image.restructure((layer) => letGo(layer, base.layers[0]?.ids ?? {}));
   } finally {
     await image.close();
   }
+}
+
+/** Empties an image whose parent holds all that it holds. Of a format that cannot give space back it goes on over its changed parent as it is. */
+async function letGo(layer: Layer, parentIds: Readonly<Record<string, string>>): Promise<void> {
+  if (layer.empty !== undefined) await layer.empty();
+  else await layer.followParent?.(parentIds);
 }
 
 async function chainOf(host: ImageHost, path: string, format: string | undefined): Promise<Link[]> {

@@ -24,7 +24,7 @@ export function registerCommit(program: Command, context: CliContext): void {
     .command('commit')
     .summary('write what an overlay holds into its backing file')
     .description(
-      'Writes what an overlay holds into its backing file, and empties it. Other images over that backing file show something else afterwards.',
+      'Writes what an overlay holds into its backing file, and empties it (VMDK and VDI overlays keep what they hold). Other images over that backing file show something else afterwards.',
     )
     .argument('<image>', 'path')
     .addOption(formatOption())
