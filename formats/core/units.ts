@@ -40,9 +40,17 @@ export function formatSize(bytes: number): string {
     value /= 1024;
     unit++;
   }
-  const digits = value >= 100 || Number.isInteger(value) ? Math.round(value) : Number(value.toPrecision(3));
+  const scale = value >= 100 ? 1 : value >= 10 ? 10 : 100;
+  const digits = Number.isInteger(value) ? value : roundToEven(value * scale) / scale;
   const suffix = SUFFIXES[unit] ?? '';
   return unit === 0 ? `${digits} B` : `${digits} ${suffix.toUpperCase()}iB`;
+}
+
+/** As printf rounds, and so qemu-img: what is halfway goes to the even neighbour. */
+function roundToEven(value: number): number {
+  const below = Math.floor(value);
+  if (value - below !== 0.5) return Math.round(value);
+  return below % 2 === 0 ? below : below + 1;
 }
 
 /** `value` rounded down to a multiple of `unit` (any unit, exact below 2^53). */

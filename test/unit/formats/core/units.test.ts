@@ -26,6 +26,9 @@ test('sizes are shown with three digits', () => {
   assert.equal(formatSize(999), '999 B');
   assert.equal(formatSize(1023), '0.999 KiB'); // as qemu-img: the unit changes at 1000
   assert.equal(formatSize(1536), '1.5 KiB');
+  assert.equal(formatSize(1.125 * MiB), '1.12 MiB'); // as qemu-img: halfway goes to the even digit
+  assert.equal(formatSize(1.375 * MiB), '1.38 MiB');
+  assert.equal(formatSize(100.5 * MiB), '100 MiB');
   assert.equal(formatSize(2 * GiB), '2 GiB');
   assert.equal(formatSize(100 * MiB + 1), '100 MiB');
 });
