@@ -5,6 +5,7 @@ import { createHash } from 'node:crypto';
 import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { before, suite, test } from 'node:test';
+import { nbdMap, startQemuNbd } from '../../support/nbd.ts';
 import { run, runOk } from '../../support/process.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
 import { requiresVm, runVm, type VmResult } from '../../support/vm.ts';
@@ -94,6 +95,15 @@ const IMAGES: readonly Served[] = [
     },
   },
   {
+    handler: 'qcow2',
+    file: 'bitmap.qcow2',
+    rule: 'a dirty bitmap has every place that was written to, and is as valid as before',
+    async make(folder, content) {
+      await img(folder, 'convert', '-f', 'raw', '-O', 'qcow2', content, 'bitmap.qcow2');
+      await img(folder, 'bitmap', '--add', '--enable', '-g', '64k', 'bitmap.qcow2', 'changes');
+    },
+  },
+  {
     handler: 'vmdk',
     file: 'sparse.vmdk',
     rule: 'a sparse VMDK',
@@ -131,12 +141,17 @@ suite('images over the kernel’s target', { skip: requiresVm() }, () => {
     await writeFile(join(seed, 'pattern'), pattern);
     for (const image of IMAGES) await image.make(images, content);
     await img(images, 'create', '-q', '-f', 'qcow2', 'other.qcow2', '8M');
+    await img(images, 'create', '-q', '-f', 'qcow2', 'locked.qcow2', '8M');
+    await img(images, 'convert', '-f', 'raw', '-O', 'qcow2', content, 'both.qcow2');
+    await img(images, 'snapshot', '-c', 'before', 'both.qcow2');
+    await img(images, 'create', '-q', '-f', 'qcow', 'version1.qcow', '16M');
     await writeFile(join(seed, 'list'), IMAGES.map(({ handler, file }) => `${handler} ${file} ${SIZE}\n`).join(''));
     // A missing file, another format, a wrong size, a handler that nobody has, a path that LIO cuts off.
     const refused = [
       'qcow2 missing.qcow2 1048576',
       `vdi v3.qcow2 ${SIZE}`,
       `qcow2 other.qcow2 ${SIZE}`,
+      `qcow version1.qcow ${SIZE}`,
       `glfs v3.qcow2 ${SIZE}`,
     ];
     await writeFile(join(seed, 'refused'), refused.map((line) => `${line}\n`).join(''));
@@ -144,7 +159,7 @@ suite('images over the kernel’s target', { skip: requiresVm() }, () => {
   });
 
   for (const { file, rule } of IMAGES) {
-    test(`${file}: ${rule}`, async () => {
+    test(`${file}: ${rule}`, async (t) => {
       const images = join(result.out, 'images');
       const base = file === 'zeroed.qcow2' ? zeroedContent() : contentOf();
       assert.equal((await readFile(join(result.out, `${file}.before`), 'utf8')).trim(), md5(base), 'content before');
@@ -165,6 +180,12 @@ suite('images over the kernel’s target', { skip: requiresVm() }, () => {
         await img(images, 'convert', '-l', 'before', '-O', 'raw', file, join(work, 'snapshot.raw'));
         assert.equal(md5(await readFile(join(work, 'snapshot.raw'))), md5(contentOf()), 'the snapshot');
       }
+      if (file === 'bitmap.qcow2') {
+        const server = await startQemuNbd(t, join(images, file), 'qcow2', '-r', '-B', 'changes');
+        const map = await nbdMap(server.url, 'qemu:dirty-bitmap:changes');
+        const dirty = map.flatMap((entry) => (entry.type === 0 ? [] : [`${entry.offset}+${entry.length}`]));
+        assert.deepEqual(dirty, dirtyPlaces());
+      }
       if (file === 'overlay.qcow2') {
         assert.equal(md5(await readFile(join(images, 'base.raw'))), md5(contentOf()), 'the backing file');
       }
@@ -172,11 +193,29 @@ suite('images over the kernel’s target', { skip: requiresVm() }, () => {
   }
 
   test('a backstore whose image cannot be served is refused when it is made', () => {
-    for (const file of ['missing.qcow2', 'v3.qcow2', 'other.qcow2']) {
+    for (const file of ['missing.qcow2', 'v3.qcow2', 'other.qcow2', 'version1.qcow']) {
       assert.match(result.console, new RegExp(`refused: ${file.replace('.', '\\.')} `));
     }
   });
 });
+
+/** Granules of 64 KiB that PIECES and ZEROED touch, joined: `OFFSET+LENGTH`. */
+function dirtyPlaces(): string[] {
+  const granule = 64 * 1024;
+  const touched = new Set<number>();
+  const touch = (from: number, to: number): void => {
+    for (let at = Math.floor(from / granule); at * granule < to; at++) touched.add(at);
+  };
+  for (const [start, length] of PIECES) touch(start * BLOCK, (start + length) * BLOCK);
+  touch(ZEROED[0], ZEROED[0] + ZEROED[1]);
+  const runs: { from: number; to: number }[] = [];
+  for (const at of [...touched].sort((a, b) => a - b)) {
+    const last = runs.at(-1);
+    if (last?.to === at) last.to++;
+    else runs.push({ from: at, to: at + 1 });
+  }
+  return runs.map(({ from, to }) => `${from * granule}+${(to - from) * granule}`);
+}
 
 /** Every block differs; some of it is zeros. */
 function contentOf(): Buffer {

@@ -11,7 +11,7 @@ import { requiresVm, runVm } from '../../support/vm.ts';
 
 const img = (folder: string, ...args: string[]): Promise<string> => runOk('qemu-img', args, { cwd: folder });
 
-test('file systems, verified load, a killed daemon, resets and hostile commands over the kernel’s target', {
+test('file systems, trimmed space, verified load, resets and hostile commands over the kernel’s target', {
   skip: requiresVm(),
 }, async (t) => {
   const seed = await temporaryDirectory(t);
@@ -32,7 +32,21 @@ test('file systems, verified load, a killed daemon, resets and hostile commands 
   await img(images, 'create', '-q', '-f', 'qcow2', 'disk.qcow2', '512M');
   await img(images, 'create', '-q', '-f', 'vmdk', 'disk.vmdk', '256M');
   await img(images, 'create', '-q', '-f', 'qcow2', 'hostile.qcow2', '16M');
+  await writeFile(join(seed, 'seed'), `${randomFor(t).below(2 ** 31)}\n`);
   await runVm(t, 'storage', { seed, seconds: 600 });
+});
+
+test('a daemon killed ten times under load, ended under load, or dead for long: what was flushed is there, errors come only from the long death', {
+  skip: requiresVm(),
+}, async (t) => {
+  const seed = await temporaryDirectory(t);
+  const images = join(seed, 'images');
+  await mkdir(images);
+  await img(images, 'create', '-q', '-f', 'qcow2', 'disk.qcow2', '512M');
+  await img(images, 'create', '-q', '-f', 'qcow2', 'dead.qcow2', '64M');
+  await img(images, 'create', '-q', '-f', 'vmdk', 'new.vmdk', '16M');
+  await writeFile(join(seed, 'pattern'), randomFor(t).bytes(4_096_000));
+  await runVm(t, 'survival', { seed, seconds: 900 });
 });
 
 test('stock targetcli makes, saves, restores, grows and deletes backstores; daemons come and go meanwhile', {

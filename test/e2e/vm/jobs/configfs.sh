@@ -41,6 +41,16 @@ make_backstore() {
   printf '00000000-0000-0000-0000-%012d' $made >"$backstore/wwn/vpd_unit_serial"
 }
 
+# make_fileio FILE SIZE: a backstore that is the kernel's own, to compare with. Sets $backstore.
+make_fileio() {
+  made=$((made + 1))
+  backstore=$target/core/fileio_$made/disk$made
+  mkdir -p "$backstore"
+  echo -n "fd_dev_name=$1,fd_dev_size=$2" >"$backstore/control"
+  echo 1 >"$backstore/enable"
+  printf '00000000-0000-0000-0000-%012d' $made >"$backstore/wwn/vpd_unit_serial"
+}
+
 remove_backstore() { timeout 40 rmdir "$1" "${1%/*}"; }
 
 # Maps $backstore over tcm_loop: sets $device to the disk and $loop to what unmap_loop takes.

@@ -37,6 +37,22 @@ CLI
   grep -q 'cfgstring invalid: .*there is no option' /out/create.txt || { echo "no reason for an unknown option"; return 1; }
 }
 
+# tcmu-runner's policy lets every user call. Whether a file is there, and what is in it, only root is told.
+others_learn_nothing() {
+  local asked answers=()
+  for asked in $images/q.qcow2 $images/missing.qcow2 $images/m.vmdk /etc/shadow /etc/missing; do
+    answers+=("$(as_nobody qcow2 CheckConfig "string:qcow2/$asked")")
+  done
+  [ "$(printf '%s\n' "${answers[@]}" | sort -u)" = '   boolean true string "success"' ] || { printf '%s\n' "${answers[@]}"; return 1; }
+  as_nobody qcow2 CheckConfig 'string:qcow2/no/path;color=red' | grep -q 'boolean false' || return 1
+  as_nobody image ChangeMedium string:q1 uint64:4096 string:image//etc/shadow | grep -q 'only root' || return 1
+  as_nobody HandlerManager1 HandlerManager1.RegisterHandler string:evil string:evil | grep -q 'only root' || return 1
+}
+as_nobody() {
+  setpriv --reuid=nobody --regid=nogroup --clear-groups dbus-send --system --print-reply=literal --dest=org.kernel.TCMUService1 \
+    "/org/kernel/TCMUService1/$1" "org.kernel.TCMUService1.$2" "${@:3}" 2>&1 | tr -s '\n' ' ' | sed 's/ *$//'
+}
+
 url=iscsi://127.0.0.1/iqn.2026-11.org.example:t1
 initiators_see_them() {
   for lun in 0 1 2; do
@@ -118,6 +134,7 @@ nobody_waits_after_the_end() {
 }
 
 step cli_creates
+step others_learn_nothing
 step initiators_see_them
 step daemon_restarts
 step configuration_is_restored
