@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { join } from 'node:path';
+import { basename, join } from 'node:path';
 import { PROJECT_ROOT, run, runOk } from './process.ts';
 import { requirePrograms, type Skip } from './requires.ts';
 import type { Cleanup } from './temporary.ts';
@@ -38,31 +38,43 @@ export interface VmResult {
 export interface VmOptions {
   /** Directory that fills the guest's disk at /mnt. */
   readonly seed?: string;
+  /** The guest is a machine with systemd, which runs the job as a service. */
+  readonly systemd?: boolean;
   /** The VM is ended after so long. */
   readonly seconds: number;
 }
 
 let built: Promise<unknown> | undefined;
 
+/** Runs test/e2e/vm/jobs/NAME.sh: see runVmJob(). */
+export function runVm(t: Cleanup, name: string, options: VmOptions): Promise<VmResult> {
+  return runVmJob(t, join(PROJECT_ROOT, `test/e2e/vm/jobs/${name}.sh`), options);
+}
+
 /**
- * Runs test/e2e/vm/jobs/NAME.sh as root in the VM, with this checkout as it is, compiled.
+ * Runs a shell script as root in the VM, with this checkout as it is, compiled.
  *
  * @throws with the guest's output unless the job ends with status 0
  */
-export async function runVm(t: Cleanup, name: string, options: VmOptions): Promise<VmResult> {
+export async function runVmJob(t: Cleanup, job: string, options: VmOptions): Promise<VmResult> {
   built ??= runOk(process.execPath, [join(PROJECT_ROOT, 'scripts/build.mjs')], { timeoutMs: 300_000 });
   await built;
   const out = await mkdtemp(join(tmpdir(), 'lunette-vm-'));
   t.after(() => rm(out, { recursive: true, force: true }));
-  const job = join(PROJECT_ROOT, `test/e2e/vm/jobs/${name}.sh`);
-  const env = { ...process.env, ...(options.seed === undefined ? {} : { SEED: options.seed }) };
+  const env: NodeJS.ProcessEnv = { ...process.env };
+  if (options.seed !== undefined) env.SEED = options.seed;
+  if (options.systemd === true) env.BOOT = 'systemd';
   const args = [job, out, String(options.seconds)];
   const { status, stdout, stderr } = await run(join(PROJECT_ROOT, 'scripts/vm/run'), args, {
     env,
     timeoutMs: (options.seconds + 300) * 1000,
   });
   const log = await readFile(join(out, 'daemon.log'), 'utf8').catch(() => '');
-  assert.equal(status, 0, `the job ${name} ended with ${status}\n${tail(stdout)}${tail(stderr)}daemon:\n${tail(log)}`);
+  assert.equal(
+    status,
+    0,
+    `the job ${basename(job)} ended with ${status}\n${tail(stdout)}${tail(stderr)}daemon:\n${tail(log)}`,
+  );
   return { out, console: stdout };
 }
 

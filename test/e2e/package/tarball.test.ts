@@ -8,6 +8,7 @@ import { existsSync } from 'node:fs';
 import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { npmEnvironment } from '../../support/npm.ts';
 import { PROJECT_ROOT, run, runOk } from '../../support/process.ts';
 import { qemu } from '../../support/qemu.ts';
 import { requirePrograms, requires, type Skip } from '../../support/requires.ts';
@@ -18,13 +19,6 @@ const MINUTES = 60_000;
 /** Building takes a compiler; where there is none the codecs and the addon are left out, which is another test's subject. */
 const skip: Skip =
   requires.qemuIo() || requirePrograms(['npm', 'make', 'g++', 'python3'], 'npm, make, g++ and python3');
-
-/** npm's own settings of the run that started the tests would point the installation at this checkout. */
-function cleanEnvironment(more: NodeJS.ProcessEnv = {}): NodeJS.ProcessEnv {
-  const kept = /^npm_config_(cache|nodedir|registry|userconfig|https?_proxy|cafile)$/;
-  const entries = Object.entries(process.env).filter(([name]) => !name.startsWith('npm_') || kept.test(name));
-  return { ...Object.fromEntries(entries), npm_config_audit: 'false', npm_config_fund: 'false', ...more };
-}
 
 interface Installed {
   readonly lunette: string;
@@ -43,7 +37,7 @@ before(async () => {
   directory = await temporaryDirectory(suite);
   const printed = await runOk('npm', ['pack', '--json', '--pack-destination', directory], {
     cwd: PROJECT_ROOT,
-    env: cleanEnvironment(),
+    env: npmEnvironment(),
     timeoutMs: 3 * MINUTES,
   });
   // What the package's own scripts print comes before the JSON.
@@ -61,7 +55,7 @@ async function installGlobally(name: string, more: NodeJS.ProcessEnv = {}): Prom
   await mkdir(prefix);
   const result = await run('npm', ['install', '--global', '--prefix', prefix, '--foreground-scripts', tarball], {
     cwd: directory,
-    env: cleanEnvironment(more),
+    env: npmEnvironment(more),
     timeoutMs: 5 * MINUTES,
   });
   const log = result.stdout + result.stderr;
@@ -123,7 +117,7 @@ test('as a dependency of another package both entry points load', { skip }, asyn
   const app = join(directory, 'app');
   await mkdir(app);
   await writeFile(join(app, 'package.json'), JSON.stringify({ name: 'app', version: '1.0.0', private: true }));
-  await runOk('npm', ['install', tarball], { cwd: app, env: cleanEnvironment(), timeoutMs: 5 * MINUTES });
+  await runOk('npm', ['install', tarball], { cwd: app, env: npmEnvironment(), timeoutMs: 5 * MINUTES });
   await writeFile(
     join(app, 'load.mjs'),
     `const formats = await import('lunette/formats');
@@ -131,10 +125,7 @@ test('as a dependency of another package both entry points load', { skip }, asyn
      console.log(typeof formats.ImageHost, Object.keys(server).length > 0);`,
   );
   assert.equal((await runOk(process.execPath, ['load.mjs'], { cwd: app })).trim(), 'function true');
-  assert.match(
-    await runOk('npm', ['exec', '--', 'lunette', '--version'], { cwd: app, env: cleanEnvironment() }),
-    /^\d/,
-  );
+  assert.match(await runOk('npm', ['exec', '--', 'lunette', '--version'], { cwd: app, env: npmEnvironment() }), /^\d/);
 });
 
 test('without a compiler the package installs with a warning and works without the addon', { skip }, async () => {

@@ -14,7 +14,7 @@ mkdir -p /out/ours /out/kernel
 
 run_suite() {
   local url=iscsi://127.0.0.1/$name/$3
-  timeout 100 iscsi-test-cu -d -S -n --test="ALL.$2" $url $url >"/out/$1/$2.txt" 2>&1
+  timeout 400 iscsi-test-cu -d -S -v --test="ALL.$2" $url $url >"/out/$1/$2.txt" 2>&1
   echo "ended with $?" >>"/out/$1/$2.txt"
 }
 for suite in $(cat /mnt/suites); do

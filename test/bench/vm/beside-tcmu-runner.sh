@@ -1,0 +1,64 @@
+# One daemon after the other behind tcm_loop, the same loads on both. /mnt/load says how long: SECONDS WARM-UP-SECONDS, then the loads' names.
+# Of each load: fio's JSON in /out/DAEMON.LOAD.json, and what the daemon took in /out/DAEMON.LOAD.cost: clock ticks and wake-ups.
+. "$(dirname "$0")/../../e2e/vm/jobs/configfs.sh"
+set -u
+read -r seconds warm_up loads </mnt/load
+MiB=$((1024 * 1024))
+
+# All threads' CPU, in ticks, and how often one of them was woken.
+cost() {
+  local ticks wakeups
+  ticks=$(sed 's/.*) //' "/proc/$daemon/stat" | awk '{print $12 + $13}')
+  wakeups=$(cat /proc/$daemon/task/*/status | awk '/^voluntary_ctxt_switches/ {sum += $2} END {print sum}')
+  echo "$ticks $wakeups"
+}
+
+# measure LOAD FIO-OPTIONS: on $device.
+measure() {
+  local load=$1 before after
+  shift
+  case " $loads " in *" $load "*) ;; *) return 0 ;; esac
+  before=$(cost)
+  fio --name="$load" --filename="$device" --direct=1 --ioengine=libaio --time_based --runtime="$seconds" --randrepeat=1 "$@" \
+    --output-format=json --output="/out/$name.$load.json" || { cat "/out/$name.$load.json"; return 1; }
+  after=$(cost)
+  echo "$before $after" | awk '{print $3 - $1, $4 - $2}' >"/out/$name.$load.cost"
+}
+
+warm() {
+  [ "$1" -gt 0 ] || return 0
+  fio --name=warm --filename="$device" --direct=1 --ioengine=libaio --time_based --runtime="$1" --rw=randread --bs=4k --iodepth=16 \
+    --output=/out/warm.txt
+}
+
+loads_of() {
+  local handler=$2 warming=$3
+  name=$1
+  make_backstore "$handler" "/mnt/images/$name-new.qcow2" $((4096 * MiB)) hw_max_sectors=2048 && map_loop || return 1
+  local new_backstore=$backstore new_loop=$loop
+  measure allocating-4k --rw=randwrite --bs=4k --iodepth=16 || return 1
+  measure allocating-64k --rw=write --bs=64k --iodepth=4 --offset=2g --size=2g || return 1
+  unmap_loop "$new_loop" && remove_backstore "$new_backstore"
+  make_backstore "$handler" "/mnt/images/$name-full.qcow2" $((128 * MiB)) hw_max_sectors=2048 && map_loop || return 1
+  warm "$warming"
+  measure read-4k --rw=randread --bs=4k --iodepth=16 || return 1
+  measure batched-read-4k --rw=randread --bs=4k --iodepth=16 --iodepth_batch_submit=16 --iodepth_batch_complete_min=8 || return 1
+  measure write-4k --rw=randwrite --bs=4k --iodepth=16 || return 1
+  measure read-1m --rw=read --bs=1m --iodepth=4 || return 1
+  measure write-1m --rw=write --bs=1m --iodepth=4 || return 1
+  unmap_loop "$loop" && remove_backstore "$backstore"
+}
+
+tcmu-runner >/out/tcmu-runner.log 2>&1 &
+daemon=$!
+for _ in $(seq 300); do
+  dbus-send --system --print-reply --dest=org.freedesktop.DBus / org.freedesktop.DBus.NameHasOwner \
+    string:org.kernel.TCMUService1 | grep -q true && break
+  sleep 0.1
+done
+loads_of tcmu-runner qcow 0 || exit 1
+stop_daemon
+start_daemon && loads_of lunette qcow2 "$warm_up" || exit 1
+stop_daemon
+for name in lunette tcmu-runner; do qemu-img check -q "/mnt/images/$name-new.qcow2" || echo "not clean: $name-new.qcow2"; done
+exit 0
