@@ -73,7 +73,7 @@ bench(
       await runOk('qemu-img', ['convert', '-O', 'qcow2', content, join(images, `${daemon}-full.qcow2`)]);
     }
     const names = loads.map(({ name }) => name).join(' ');
-    await writeFile(join(seed, 'load'), `${b.pick(1, 8)} ${b.pick(0, 60)} ${names}\n`);
+    await writeFile(join(seed, 'load'), `${b.pick(1, 6)} ${b.pick(0, 60)} ${names}\n`);
     const { out } = await runVmJob(b, join(PROJECT_ROOT, 'test/bench/vm/beside-tcmu-runner.sh'), {
       seed,
       seconds: 600,

@@ -38,5 +38,5 @@ export async function tryPackage(t: TestContext, path: string): Promise<void> {
   await runOk('qemu-img', ['create', '-q', '-f', 'qcow2', join(images, 'disk.qcow2'), '64M']);
   await runOk('qemu-img', ['create', '-q', '-f', 'qcow2', join(images, 'side.qcow2'), '16M']);
   await writeFile(join(seed, 'pattern'), randomFor(t).bytes(1024 * 1024));
-  await runVm(t, 'package', { seed, systemd: true, seconds: 900 });
+  await runVm(t, 'package', { seed, systemd: true, seconds: 1500 });
 }

@@ -9,7 +9,7 @@ places="/usr/lib/lunette /usr/bin/lunette /etc/lunette /etc/systemd/system /lib/
 # shellcheck disable=SC2086
 in_places() { find $places 2>/dev/null | grep -i 'lunette\|TCMUService1' | sort; }
 # Synchronizing each of its files takes minutes here, on a file system in memory.
-quick_dpkg() { timeout 240 dpkg --force-unsafe-io "$@" >/out/dpkg.txt 2>&1; }
+quick_dpkg() { timeout 900 dpkg --force-unsafe-io "$@" >/out/dpkg.txt 2>&1; }
 
 show() { systemctl show lunette.service -p "$1" --value; }
 is_active() { [ "$(systemctl is-active lunette.service)" = active ]; }
@@ -58,7 +58,7 @@ unit_is_in_its_place() {
 }
 
 documentation_is_there() {
-  mandoc -Tlint -Wwarning /usr/share/man/man1/lunette.1.gz >/out/mandoc.txt || { head -5 /out/mandoc.txt; return 1; }
+  mandoc -Tlint -Werror /usr/share/man/man1/lunette.1.gz >/out/mandoc.txt || { head -5 /out/mandoc.txt; return 1; }
   zcat /usr/share/man/man1/lunette.1.gz | grep -q 'lunette.daemon' || return 1
   lunette_of_package daemon --print-drop-in --config /etc/lunette/lunette.toml | grep -q "ReadWritePaths=-$images" || return 1
   lunette_of_package doctor >/out/doctor.txt || { cat /out/doctor.txt; return 1; }
@@ -90,7 +90,7 @@ exit
 CLI
   grep -q 'Created user-backed storage object disk' /out/targetcli.txt || { cat /out/targetcli.txt; why; return 1; }
   # Files that the service may not read or write, for the file system is read-only to it, or the configuration does not name their place.
-  grep -q 'cfgstring invalid: .*outside' /out/targetcli.txt || { cat /out/targetcli.txt; return 1; }
+  grep -q 'cfgstring invalid: .*outside.*read-only file system' /out/targetcli.txt || { cat /out/targetcli.txt; return 1; }
   backstore=$(ls -d $target/core/user_*/disk)
   map_loop || return 1
   dd if=/mnt/pattern of="$device" bs=64k oflag=direct conv=notrunc,fsync status=none || return 1
