@@ -8,7 +8,8 @@ places="/usr/lib/lunette /usr/bin/lunette /etc/lunette /etc/systemd/system /lib/
   /usr/share/doc/lunette /var/lib/lunette /var/lib/systemd/deb-systemd-helper-enabled"
 # shellcheck disable=SC2086
 in_places() { find $places 2>/dev/null | grep -i 'lunette\|TCMUService1' | sort; }
-# Synchronizing each of its files takes minutes here, on a file system in memory.
+# Synchronizing each of its files takes minutes here, on a file system in memory; so does an index of all manual pages.
+rm -f /var/lib/man-db/auto-update
 quick_dpkg() { timeout 900 dpkg --force-unsafe-io "$@" >/out/dpkg.txt 2>&1; }
 
 show() { systemctl show lunette.service -p "$1" --value; }
