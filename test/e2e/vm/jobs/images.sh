@@ -48,7 +48,7 @@ one_writer_at_a_time() {
   make_backstore qcow2 $image 8388608 || { cat /out/enable.txt; return 1; }
   first=$backstore
   ! make_backstore qcow2 $image 8388608 || { echo 'exported twice'; return 1; }
-  grep -q 'locked.qcow2.*in use\|locked.qcow2.*lock' /out/daemon.log || { tail -3 /out/daemon.log; return 1; }
+  grep -q 'open for writing already, as .*locked.qcow2' /out/daemon.log || { tail -3 /out/daemon.log; return 1; }
   ! qemu-io -f qcow2 -c 'write 0 64k' $image >/out/locked.txt 2>&1 || { echo 'QEMU can write to it'; return 1; }
   grep -q 'lock' /out/locked.txt || { cat /out/locked.txt; return 1; }
   remove_backstore "$first" || return 1
@@ -59,7 +59,7 @@ one_writer_at_a_time() {
   exec 4>/run/qemu-io
   echo 'write -P 3 0 64k' >&4
   for _ in $(seq 200); do
-    grep -q '^wrote' /out/qemu-io.txt && break
+    grep -q 'wrote 65536' /out/qemu-io.txt && break
     sleep 0.1
   done
   ! make_backstore qcow2 $image 8388608 || { echo 'exported while QEMU writes to it'; return 1; }
