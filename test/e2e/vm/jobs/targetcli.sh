@@ -43,7 +43,7 @@ others_learn_nothing() {
   for asked in $images/q.qcow2 $images/missing.qcow2 $images/m.vmdk /etc/shadow /etc/missing; do
     answers+=("$(as_nobody qcow2 CheckConfig "string:qcow2/$asked")")
   done
-  [ "$(printf '%s\n' "${answers[@]}" | sort -u)" = '   boolean true string "success"' ] || { printf '%s\n' "${answers[@]}"; return 1; }
+  [ "$(printf '%s\n' "${answers[@]}" | sort -u)" = ' boolean true success' ] || { printf '%s\n' "${answers[@]}"; return 1; }
   as_nobody qcow2 CheckConfig 'string:qcow2/no/path;color=red' | grep -q 'boolean false' || return 1
   as_nobody image ChangeMedium string:q1 uint64:4096 string:image//etc/shadow | grep -q 'only root' || return 1
   as_nobody HandlerManager1 HandlerManager1.RegisterHandler string:evil string:evil | grep -q 'only root' || return 1
