@@ -1,33 +1,18 @@
 /** Disks under load over the kernel's target, and the daemon killed under them. */
 
 import { createHash } from 'node:crypto';
-import { mkdir, mkdtemp, rm, writeFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
+import { mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { after, before, suite, test } from 'node:test';
+import { suite, test } from 'node:test';
 import { runOk } from '../../support/process.ts';
 import { randomFor } from '../../support/random.ts';
-import { requirePrograms, requires } from '../../support/requires.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
 import { requiresVm, runVm } from '../../support/vm.ts';
-import { sweepThroughKernel } from './libiscsi.ts';
-import { buildPackage, PACKAGE_PROGRAMS, tryPackage } from './package.ts';
 
 const img = (folder: string, ...args: string[]): Promise<string> => runOk('qemu-img', args, { cwd: folder });
 
 // Two at a time, the longest first: each waits for much of its time.
 suite('over the kernel’s target', { concurrency: 2, skip: requiresVm() }, () => {
-  const skipPackage = requirePrograms(PACKAGE_PROGRAMS, 'build-essential, tcmu-runner, systemd and mandoc');
-  let directory: string;
-  let path: string;
-
-  before(async () => {
-    directory = await mkdtemp(join(tmpdir(), 'lunette-deb-'));
-    if (skipPackage === false) path = await buildPackage(directory);
-  });
-
-  after(() => rm(directory, { recursive: true, force: true }));
-
   test('a daemon killed ten times under load, ended under load, or dead for long: what was flushed is there, errors come only from the long death', async (t) => {
     const seed = await temporaryDirectory(t);
     const images = join(seed, 'images');
@@ -38,12 +23,6 @@ suite('over the kernel’s target', { concurrency: 2, skip: requiresVm() }, () =
     await writeFile(join(seed, 'pattern'), randomFor(t).bytes(4_096_000));
     await runVm(t, 'survival', { seed, seconds: 900 });
   });
-
-  test(
-    'libiscsi’s suite: what fails is known, and is the kernel’s own',
-    { skip: requires.libiscsi() },
-    sweepThroughKernel,
-  );
 
   test('file systems, trimmed space, verified load, resets and hostile commands over the kernel’s target', async (t) => {
     const seed = await temporaryDirectory(t);
@@ -67,12 +46,6 @@ suite('over the kernel’s target', { concurrency: 2, skip: requiresVm() }, () =
     await writeFile(join(seed, 'seed'), `${randomFor(t).below(2 ** 31)}\n`);
     await runVm(t, 'storage', { seed, seconds: 600 });
   });
-
-  test(
-    'the Debian package takes tcmu-runner’s place, is kept running by systemd, and leaves nothing when it is removed',
-    { skip: skipPackage },
-    (t) => tryPackage(t, path),
-  );
 
   test('stock targetcli makes, saves, restores, grows and deletes backstores; daemons come and go meanwhile', async (t) => {
     const seed = await temporaryDirectory(t);
