@@ -40,7 +40,7 @@ export function formatSize(bytes: number): string {
     value /= 1024;
     unit++;
   }
-  const scale = value >= 100 ? 1 : value >= 10 ? 10 : 100;
+  const scale = value >= 100 ? 1 : value >= 10 ? 10 : value >= 1 ? 100 : 1000;
   const digits = Number.isInteger(value) ? value : roundToEven(value * scale) / scale;
   const suffix = SUFFIXES[unit] ?? '';
   return unit === 0 ? `${digits} B` : `${digits} ${suffix.toUpperCase()}iB`;
