@@ -17,6 +17,7 @@
         "io_queue.cc",
         "locks.cc",
         "probe.cc",
+        "transfer.cc",
         "unix_datagram.cc",
         "zero.cc"
       ],

@@ -31,7 +31,7 @@ int64_t SeekHole(int fd, int64_t offset);
 
 // Shares a range's blocks (FICLONERANGE). Returns `length`.
 int64_t CloneRange(int source, int64_t source_offset, int fd, int64_t offset, int64_t length);
-// Copies within the kernel (copy_file_range). Returns bytes copied; fewer than `length` at the source's end.
+// Copies within the kernel (copy_file_range). Returns bytes copied, fewer than `length` at the source's end, or the errno of the first call.
 int64_t CopyRange(int source, int64_t source_offset, int fd, int64_t offset, int64_t length);
 
 // Block devices: size in bytes, logical block size, discard, write zeros.

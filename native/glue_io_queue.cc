@@ -257,6 +257,8 @@ void RegisterIoQueue(Napi::Env env, Napi::Object exports) {
       {"lock", Operation::kLock},
       {"unlock", Operation::kUnlock},
       {"testLock", Operation::kTestLock},
+      {"copySparse", Operation::kCopySparse},
+      {"findZeros", Operation::kFindZeros},
   };
   Napi::Object codes = Napi::Object::New(env);
   for (const auto& entry : operations) codes.Set(entry.name, static_cast<uint32_t>(entry.operation));

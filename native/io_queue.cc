@@ -5,12 +5,14 @@
 #include <signal.h>
 #include <time.h>
 
+#include <cstring>
 #include <system_error>
 
 #include "file_ops.h"
 #include "inflate.h"
 #include "io_flusher.h"
 #include "locks.h"
+#include "transfer.h"
 
 namespace lunette {
 namespace {
@@ -50,7 +52,18 @@ int64_t Execute(Request& r) {
     case Operation::kCloneRange:
       return CloneRange(r.source, r.source_offset, r.fd, r.offset, r.length);
     case Operation::kCopyRange:
-      return CopyRange(r.source, r.source_offset, r.fd, r.offset, r.length);
+      return CopyData(r.source, r.source_offset, r.fd, r.offset, r.length, 0);
+    case Operation::kCopySparse: {
+      // What the words have no room for comes in memory.
+      double unit = 0;
+      if (r.segments.size() != 1 || r.segments[0].iov_len != sizeof unit) return -EINVAL;
+      memcpy(&unit, r.segments[0].iov_base, sizeof unit);
+      return CopyData(r.source, r.source_offset, r.fd, r.offset, r.length, static_cast<int64_t>(unit));
+    }
+    case Operation::kFindZeros:
+      if (r.segments.size() != 1) return -EINVAL;
+      return FindZeros(r.fd, r.offset, r.length, r.source_offset, static_cast<uint8_t*>(r.segments[0].iov_base),
+                       r.segments[0].iov_len);
     case Operation::kDeviceDiscard:
       return DeviceDiscard(r.fd, r.offset, r.length);
     case Operation::kDeviceZeroOut:

@@ -33,6 +33,8 @@ enum class Operation : uint32_t {
   kTestLock,
   // No file: two segments, stream and output; `offset` is the DeflateForm.
   kInflate,
+  kCopySparse,
+  kFindZeros,
 };
 
 struct Request {
@@ -42,7 +44,7 @@ struct Request {
   int64_t offset;
   int64_t length;
   int source;             // Clone and copy only.
-  int64_t source_offset;  // Clone and copy only.
+  int64_t source_offset;  // Clone and copy; the unit when looking for zeros.
   std::vector<iovec> segments;
   // Filled in when done: the operation's value or a negative errno, and how long it took on the thread.
   int64_t result;

@@ -6,12 +6,12 @@ import { alignDown, alignUp } from '../core/units.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { ChangeRecorder } from './bitmaps.ts';
 import { begin, ChainReader, settle } from './chain-read.ts';
-import { cloneRange } from './clone-range.ts';
 import { ABSENT, ExtentBuffer, isWritable, ZERO } from './extent.ts';
 import { fillRegions } from './fill-regions.ts';
 import { FreshReader } from './fresh-read.ts';
 import type { Image, ImageLimits } from './image.ts';
 import type { Compression, EncodedUnit, Layer, ResizeOptions } from './layer.ts';
+import { cloneRange, copyRange } from './transfer-range.ts';
 import { writeUnits } from './write-compressed.ts';
 import { roundedRange, type WriteRange } from './write-range.ts';
 
@@ -146,6 +146,23 @@ export class ChainImage implements Image {
     let done = false;
     await this.#change(roundedRange(offset, length, this.limits.allocationUnit), async () => {
       done = await cloneRange(this.#top, offset, length, source, sourceOffset);
+      this.mappingChanges++;
+    });
+    return done;
+  }
+
+  async copyFrom(
+    offset: number,
+    length: number,
+    source: Storage,
+    sourceOffset: number,
+    leaveOut: number,
+  ): Promise<number> {
+    this.#checkWrite(offset, length);
+    let done = 0;
+    await this.#change(roundedRange(offset, length, this.limits.allocationUnit), async () => {
+      done = await copyRange(this.#top, offset, length, { source, sourceOffset, leaveOut });
+      this.mappingChanges++;
     });
     return done;
   }

@@ -47,6 +47,14 @@ export interface Image {
    * @returns false when that is not possible: the range may hold old or new bytes, write it
    */
   cloneFrom?(offset: number, length: number, source: Storage, sourceOffset: number): Promise<boolean>;
+  /**
+   * Copies bytes that lie in another storage, without their passing through the caller. Absent: never possible.
+   *
+   * @param leaveOut the range reads as zeros: zeros of so many bytes, counted from its start, need not be written. Only where
+   * limits.allocationUnit is 1; 0: all is written
+   * @returns bytes dealt with, from the start of the range: write the rest
+   */
+  copyFrom?(offset: number, length: number, source: Storage, sourceOffset: number, leaveOut: number): Promise<number>;
   /** Zeros a range. @param unmap give its space back where possible, else keep it allocated where it is */
   writeZeroes(offset: number, length: number, unmap: boolean): Promise<void>;
   /** Gives space back as far as units of the format allow; what was given back reads as zeros. Parts of units keep their data. */

@@ -48,8 +48,22 @@ export interface Storage {
   writeZeroes(offset: number, length: number, unmap: boolean): Promise<boolean>;
   /** Gives space back; the range then reads as zeros on files. @returns false when the storage cannot */
   discard(offset: number, length: number): Promise<boolean>;
-  /** Copies within the kernel (copy_file_range, reflink). @returns bytes copied from the start of the range: 0 when it cannot */
-  copyFrom(source: Storage, sourceOffset: number, offset: number, length: number): Promise<number>;
+  /**
+   * Copies from another storage without the bytes passing through the caller (reflink, copy_file_range, native code).
+   *
+   * @param leaveOut the range lies inside the file and reads as zeros: zeros of so many bytes, counted from its start, need not be written
+   * @returns bytes dealt with from the start of the range: 0 when it cannot
+   */
+  copyFrom(source: Storage, sourceOffset: number, offset: number, length: number, leaveOut?: number): Promise<number>;
+  /** Whether copyFrom() can be expected to copy from a storage. Absent: never. */
+  canCopy?(source: Storage): boolean;
+  /**
+   * Looks for zeros without the bytes passing through the caller. Absent: the caller reads.
+   *
+   * @param out gets a byte for each unit of the range: 1 where it is zeros, else 0
+   * @returns false when it cannot
+   */
+  zeroUnits?(offset: number, length: number, unit: number, out: Uint8Array): Promise<boolean>;
 
   /** Whether ranges of a source can be shared at all: both on one file system that can. Absent: never. */
   canClone?(source: Storage): Promise<boolean>;

@@ -6,6 +6,7 @@ import { ChunkMemory } from './chunk-memory.ts';
 import { type DiskSource, listOf, readDisk } from './disk.ts';
 import type { UnitEncoder } from './encoder.ts';
 import { type Chunk, ChunkJoiner, type DataRun, dataRuns } from './runs.ts';
+import { SHORTEST_TRANSFER, transferRun } from './transfer.ts';
 import { equalUnits, zeroParts } from './zero-parts.ts';
 
 /** One read, and at most one write. */
@@ -85,6 +86,7 @@ class DiskCopy {
   /** Compressed units are stored in the order of the disk. */
   #stored: Promise<void> = Promise.resolve();
   #clones: boolean;
+  #transfers: boolean;
   /** The last write of each turn. */
   readonly #written: (Promise<void> | undefined)[];
   #turn = 0;
@@ -106,6 +108,11 @@ class DiskCopy {
       options.encoder === undefined &&
       !options.overBacking &&
       target.cloneFrom !== undefined;
+    this.#transfers =
+      options.encoder === undefined &&
+      !options.overBacking &&
+      options.observe === undefined &&
+      target.copyFrom !== undefined;
   }
 
   async run(): Promise<void> {
@@ -135,12 +142,18 @@ class DiskCopy {
       await this.#gap(at, run.offset);
       at = run.offset + run.length;
       const cloned = this.#clones && run.storage !== null ? await this.#clone(run, run.storage) : 0;
-      if (cloned === run.length) continue;
-      for (const chunk of joiner.add(run.offset + cloned, run.length - cloned)) await this.#read(chunk);
+      const done = run.storage === null ? cloned : await this.#transfer(run, run.storage, cloned, joiner);
+      if (done === run.length) continue;
+      for (const chunk of joiner.add(run.offset + done, run.length - done)) await this.#read(chunk);
     }
+    await this.#drain(joiner);
+    await this.#gap(at, size);
+  }
+
+  /** Begins all writes of what was read or is to be. */
+  async #drain(joiner: ChunkJoiner): Promise<void> {
     for (const chunk of joiner.end()) await this.#read(chunk);
     while (this.#reads.length > 0) await this.#write(this.#reads.shift() as Pending);
-    await this.#gap(at, size);
   }
 
   /** What the source does not have: zeros, which a target may have to be told. */
@@ -160,6 +173,28 @@ class DiskCopy {
     }
     this.#options.progress?.(offset + take);
     return take;
+  }
+
+  /** @param from bytes from the run's start that are done. @returns bytes that are done then */
+  async #transfer(run: DataRun, storage: Storage, from: number, joiner: ChunkJoiner): Promise<number> {
+    const length = run.length - from;
+    if (!this.#transfers || length < SHORTEST_TRANSFER) return from;
+    const { checkpoint, progress, targetIsZero } = this.#options;
+    // A checkpoint vouches for everything before it.
+    if (checkpoint !== undefined) await this.#drain(joiner);
+    const rest = { offset: run.offset + from, length, storage, storageOffset: run.storageOffset + from };
+    const done = await transferRun(rest, this.#target, {
+      unit: this.#sparseSize === 0 ? 0 : this.#unit,
+      targetIsZero,
+      check: () => this.#check(),
+      done: (offset) => {
+        progress?.(offset);
+        return checkpoint === undefined ? undefined : this.#checkpoint(offset);
+      },
+    });
+    // Files that cannot do it at all are not asked again.
+    if (done === 0) this.#transfers = false;
+    return from + done;
   }
 
   async #read(chunk: Chunk): Promise<void> {

@@ -26,7 +26,7 @@ import {
   WRITE,
   WRITE_NO_WAIT,
 } from '../native/direct-io.ts';
-import { EINVAL, ENXIO, EOPNOTSUPP, EPERM, EXDEV, isUnsupported, systemError } from '../native/errno.ts';
+import { ENXIO, EOPNOTSUPP, EXDEV, isUnsupported, systemError } from '../native/errno.ts';
 import { type IoQueue, type OperationClock, sharedIoQueue } from '../native/io-queue.ts';
 import { NativeLocker } from './native-locks.ts';
 
@@ -235,22 +235,43 @@ export class NativeStorage implements Storage {
     }
   }
 
-  async copyFrom(source: Storage, sourceOffset: number, offset: number, length: number): Promise<number> {
+  canCopy(source: Storage): boolean {
+    return source.fd !== null && !this.readOnly && this.#queue.operations.copySparse !== undefined;
+  }
+
+  async zeroUnits(offset: number, length: number, unit: number, out: Uint8Array): Promise<boolean> {
+    if (this.#queue.operations.findZeros === undefined) return false;
+    this.#lifetime.enter();
+    try {
+      const done = await this.#queue.findZeros(this.fd, offset, length, unit, IoVec.of(out));
+      if (done < 0) throw this.#failure(done, 'reading', 'pread', offset);
+      return true;
+    } finally {
+      this.#lifetime.leave();
+    }
+  }
+
+  async copyFrom(source: Storage, sourceOffset: number, offset: number, length: number, leaveOut = 0): Promise<number> {
     this.#enterWrite(offset);
     try {
-      if (source.fd === null || this.#file.isDevice) return 0;
-      if (await this.#clone(source.fd, sourceOffset, offset, length)) return length;
+      if (source.fd === null) return 0;
+      if (leaveOut === 0 && (await this.#clone(source.fd, sourceOffset, offset, length))) return length;
       const { operations } = this.#queue;
       let total = 0;
       while (total < length) {
         const piece = Math.min(length - total, COPY_CHUNK);
-        const done = await this.#copy(operations.copyRange, source.fd, sourceOffset + total, offset + total, piece);
+        const from = sourceOffset + total;
+        const to = offset + total;
+        const done = await (leaveOut === 0 || operations.copySparse === undefined
+          ? this.#queue.copy(operations.copyRange, source.fd, from, this.fd, to, piece)
+          : this.#queue.copy(operations.copySparse, source.fd, from, this.fd, to, piece, leaveOut));
         if (done < 0) {
-          if (isUnsupported(done) || done === EXDEV || done === EINVAL || done === EPERM) break;
           this.#refreshSize();
-          throw this.#failure(done, 'copying into', 'copy_file_range', offset + total);
+          throw this.#failure(done, `copying from ${source.path} into`, 'pwrite', to);
         }
         total += done;
+        // What was left out does not make a file longer.
+        if (leaveOut === 0) this.#size = Math.max(this.#size, offset + total);
         if (done < piece) break;
       }
       return total;
@@ -398,15 +419,11 @@ export class NativeStorage implements Storage {
   async #clone(source: number, sourceOffset: number, offset: number, length: number): Promise<boolean> {
     if (!this.#clones || this.#file.isDevice || length === 0) return false;
     if ([sourceOffset, offset, length].some((value) => value % CLONE_ALIGN !== 0)) return false;
-    const done = await this.#copy(this.#queue.operations.cloneRange, source, sourceOffset, offset, length);
+    const { operations } = this.#queue;
+    const done = await this.#queue.copy(operations.cloneRange, source, sourceOffset, this.fd, offset, length);
+    if (done > 0) this.#size = Math.max(this.#size, offset + done);
     if (isUnsupported(done) || done === EXDEV) this.#clones = false;
     return done === length;
-  }
-
-  async #copy(operation: number, source: number, sourceOffset: number, offset: number, length: number) {
-    const done = await this.#queue.copy(operation, source, sourceOffset, this.fd, offset, length);
-    if (done > 0) this.#size = Math.max(this.#size, offset + done);
-    return done;
   }
 
   async #seek(operation: number, offset: number): Promise<number> {

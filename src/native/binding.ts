@@ -51,6 +51,9 @@ export interface QueueOperations {
   readonly testLock: number;
   /** Absent where this Node keeps its zlib to itself. */
   readonly inflate?: number;
+  /** Absent in an addon that was built before they were. */
+  readonly copySparse?: number;
+  readonly findZeros?: number;
 }
 
 /** What probeDirectory finds, as bits. */

@@ -1,4 +1,4 @@
-import type { IoVec } from '../../formats/core/iov.ts';
+import { IoVec } from '../../formats/core/iov.ts';
 import { type QueueHandle, type QueueOperations, requireNative } from './binding.ts';
 import { addressOf } from './memory.ts';
 
@@ -82,7 +82,12 @@ export class IoQueue {
     return this.#push(operation, fd, offset, length);
   }
 
-  /** cloneRange or copyRange: moves [sourceOffset, sourceOffset + length) of `source` to `offset` of `fd`. @returns bytes */
+  /**
+   * cloneRange, copyRange or copySparse: moves [sourceOffset, sourceOffset + length) of `source` to `offset` of `fd`.
+   *
+   * @param unit copySparse only: units of zeros are not written, the target reads as zeros there
+   * @returns bytes
+   */
   copy(
     operation: number,
     source: number,
@@ -90,8 +95,17 @@ export class IoQueue {
     fd: number,
     offset: number,
     length: number,
+    unit?: number,
   ): Promise<number> {
-    return this.#push(operation, fd, offset, length, undefined, source, sourceOffset);
+    const parameter = unit === undefined ? undefined : IoVec.of(new Uint8Array(Float64Array.of(unit).buffer));
+    return this.#push(operation, fd, offset, length, parameter, source, sourceOffset);
+  }
+
+  /** Says of each unit of a range whether it is zeros (1) or not (0). @param out a byte for each. @returns 0 */
+  findZeros(fd: number, offset: number, length: number, unit: number, out: IoVec): Promise<number> {
+    const { findZeros } = this.operations;
+    if (findZeros === undefined) throw new TypeError('this addon cannot look for zeros');
+    return this.#push(findZeros, fd, offset, length, out, -1, unit);
   }
 
   /**

@@ -282,3 +282,53 @@ test('a block device has its size, zeroes and discards, and cannot be resized', 
   assert.equal(second.id, storage.id);
   await assert.rejects(second.lock('write'), { code: 'LOCKED' });
 });
+
+test('copyFrom leaves zeros out when told to, in units counted from its start, and writes all else', {
+  skip,
+}, async (t) => {
+  const random = randomFor(t);
+  for (const unit of [512, 4096, 1 << 20]) {
+    const bytes = random.bytes(3_000_000);
+    for (let at = 0; at < bytes.length; at += 512) if (random.chance(0.6)) bytes.fill(0, at, at + 512);
+    bytes.fill(0, 1 << 20, (2 << 20) + 1000);
+    const source = await opened(t, bytes);
+    const target = await opened(t, new Uint8Array(bytes.length));
+    const from = random.below(2000);
+    const length = bytes.length - from - random.below(2000);
+    // Marks show what was written: left out are whole units of zeros, and only they.
+    const marks = new Uint8Array(bytes.length).fill(0xee);
+    await target.writev(0, IoVec.of(marks));
+    assert.equal(await target.copyFrom(source, from, 5, length, unit), length);
+    const back = await readFile(target.path);
+    for (let at = 0; at < length; at += unit) {
+      const end = Math.min(length, at + unit);
+      const wanted = bytes.subarray(from + at, from + end);
+      const zero = wanted.every((byte) => byte === 0);
+      const found = back.subarray(5 + at, 5 + end);
+      assert.ok(found.equals(zero ? marks.subarray(at, end) : wanted), `unit ${unit} at ${at}`);
+    }
+    assert.equal(back.length, bytes.length);
+    assert.ok(back.subarray(0, 5).every((byte) => byte === 0xee));
+  }
+});
+
+test('zeroUnits says of each unit whether it is zeros, and of what is behind the end that it is', {
+  skip,
+}, async (t) => {
+  const random = randomFor(t);
+  const bytes = new Uint8Array(1_000_000);
+  for (let i = 0; i < 30; i++) bytes[random.below(bytes.length)] = 1;
+  const storage = await opened(t, bytes);
+  for (const unit of [512, 1000, 4096, 65_536, 300_000]) {
+    const offset = random.below(3000);
+    const length = bytes.length + 10_000 - offset;
+    const out = new Uint8Array(Math.ceil(length / unit)).fill(9);
+    assert.equal(await storage.zeroUnits(offset, length, unit, out), true);
+    const expected = Array.from(out, (_, i) => {
+      const start = offset + i * unit;
+      return bytes.subarray(start, Math.min(start + unit, offset + length)).every((byte) => byte === 0) ? 1 : 0;
+    });
+    assert.deepEqual([...out], expected, `unit ${unit}`);
+  }
+  await assert.rejects(storage.zeroUnits(0, 4096, 512, new Uint8Array(7)), { code: 'INVALID' });
+});

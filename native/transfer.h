@@ -1,0 +1,18 @@
+// Moving data between files on one thread, through a buffer that stays in this core's cache: handing buffers from thread to thread costs
+// more than copying them.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace lunette {
+
+// Copies a range between files. With `unit` above 0, units of zeros, counted from the range's start, are not written: the target reads as
+// zeros there. Returns bytes dealt with, fewer than `length` at the source's end, or a negative errno.
+int64_t CopyData(int source, int64_t source_offset, int fd, int64_t offset, int64_t length, int64_t unit);
+
+// Sets out[i] to 1 where unit number i of a range is zeros, else to 0; what lies behind the end of the file is zeros. Reads no more of a unit
+// than it must. Returns 0 or a negative errno; -EINVAL when `out` has no room for a byte per unit.
+int64_t FindZeros(int fd, int64_t offset, int64_t length, int64_t unit, uint8_t* out, size_t room);
+
+}  // namespace lunette
