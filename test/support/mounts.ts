@@ -15,15 +15,15 @@ export async function mountMemory(t: Cleanup, bytes: number): Promise<string> {
 }
 
 /**
- * Makes a file system in a sparse file of 400 MiB (`mkfs.xfs`, `mkfs.btrfs`) and mounts it.
+ * Makes a file system in a sparse file of `bytes` bytes (`mkfs.xfs`, `mkfs.btrfs`) and mounts it.
  * @returns its folder; undefined when it cannot be made or mounted here
  */
-export async function mountMade(t: Cleanup, make: string): Promise<string | undefined> {
+export async function mountMade(t: Cleanup, make: string, bytes = 400 * 1024 * 1024): Promise<string | undefined> {
   if (findProgram(make) === undefined || process.getuid?.() !== 0) return undefined;
   const { folder, point } = await mountPoint(t);
   const image = join(folder, 'image');
   await writeFile(image, '');
-  await truncate(image, 400 * 1024 * 1024);
+  await truncate(image, bytes);
   if ((await run(make, ['-q', image])).status !== 0) return undefined;
   return (await run('mount', ['-o', 'loop', image, point])).status === 0 ? point : undefined;
 }
