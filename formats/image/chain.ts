@@ -9,7 +9,7 @@ import { begin, ChainReader, settle } from './chain-read.ts';
 import { ABSENT, ExtentBuffer, isWritable, ZERO } from './extent.ts';
 import { fillRegions } from './fill-regions.ts';
 import { FreshReader } from './fresh-read.ts';
-import type { Image, ImageLimits } from './image.ts';
+import type { CopySource, Image, ImageLimits } from './image.ts';
 import type { Compression, EncodedUnit, Layer, ResizeOptions } from './layer.ts';
 import { cloneRange, copyRange } from './transfer-range.ts';
 import { writeUnits } from './write-compressed.ts';
@@ -72,7 +72,7 @@ export class ChainImage implements Image {
     this.#reader = this.shared ? new FreshReader(layers) : new ChainReader(layers);
     this.#recorder = top.recorder;
     this.#lifetime = new Lifetime(this.path);
-    this.#release = options.release ?? (() => closeLayers(layers));
+    this.#release = options.release ?? (() => settle(layers.map((layer) => layer.close())));
   }
 
   get format(): string {
@@ -142,26 +142,19 @@ export class ChainImage implements Image {
   }
 
   async cloneFrom(offset: number, length: number, source: Storage, sourceOffset: number): Promise<boolean> {
-    this.#checkWrite(offset, length);
-    let done = false;
-    await this.#change(roundedRange(offset, length, this.limits.allocationUnit), async () => {
-      done = await cloneRange(this.#top, offset, length, source, sourceOffset);
-      this.mappingChanges++;
-    });
-    return done;
+    const from = { source, sourceOffset, leaveOut: 0 };
+    return (await this.#transfer(offset, length, () => cloneRange(this.#top, offset, length, from))) === length;
   }
 
-  async copyFrom(
-    offset: number,
-    length: number,
-    source: Storage,
-    sourceOffset: number,
-    leaveOut: number,
-  ): Promise<number> {
+  copyFrom(offset: number, length: number, from: CopySource): Promise<number> {
+    return this.#transfer(offset, length, () => copyRange(this.#top, offset, length, from));
+  }
+
+  async #transfer(offset: number, length: number, move: () => Promise<number>): Promise<number> {
     this.#checkWrite(offset, length);
     let done = 0;
     await this.#change(roundedRange(offset, length, this.limits.allocationUnit), async () => {
-      done = await copyRange(this.#top, offset, length, { source, sourceOffset, leaveOut });
+      done = await move();
       this.mappingChanges++;
     });
     return done;
@@ -507,9 +500,4 @@ export class ChainImage implements Image {
   #readOnlyError(offset: number): LunetteError {
     return new LunetteError('READ_ONLY', 'the image is open read-only', { path: this.path, offset });
   }
-}
-
-/** Closes all layers, also when one fails; throws the first failure. */
-export async function closeLayers(layers: readonly Layer[]): Promise<void> {
-  await settle(layers.map((layer) => layer.close()));
 }

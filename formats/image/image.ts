@@ -50,11 +50,9 @@ export interface Image {
   /**
    * Copies bytes that lie in another storage, without their passing through the caller. Absent: never possible.
    *
-   * @param leaveOut the range reads as zeros: zeros of so many bytes, counted from its start, need not be written. Only where
-   * limits.allocationUnit is 1; 0: all is written
    * @returns bytes dealt with, from the start of the range: write the rest
    */
-  copyFrom?(offset: number, length: number, source: Storage, sourceOffset: number, leaveOut: number): Promise<number>;
+  copyFrom?(offset: number, length: number, from: CopySource): Promise<number>;
   /** Zeros a range. @param unmap give its space back where possible, else keep it allocated where it is */
   writeZeroes(offset: number, length: number, unmap: boolean): Promise<void>;
   /** Gives space back as far as units of the format allow; what was given back reads as zeros. Parts of units keep their data. */
@@ -82,6 +80,17 @@ export interface Image {
   /** Flushes and closes. Waits for calls in flight. Safe to call twice. */
   close(): Promise<void>;
   [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** Bytes in a storage, to be copied by Image.copyFrom(). */
+export interface CopySource {
+  readonly source: Storage;
+  readonly sourceOffset: number;
+  /**
+   * The range of the target reads as zeros: zeros of so many bytes, counted from its start, need not be written. Only where
+   * limits.allocationUnit is 1. 0: all is written.
+   */
+  readonly leaveOut: number;
 }
 
 export interface ImageLimits {

@@ -1,6 +1,7 @@
 import { codeOf } from '../core/errors.ts';
 import type { Storage } from '../storage/storage.ts';
 import { ExtentBuffer, isWritable } from './extent.ts';
+import type { CopySource } from './image.ts';
 import type { Layer, Region } from './layer.ts';
 
 /** Brings bytes of the source into a storage. @returns how many from the start of the range; fewer: the rest cannot be done so */
@@ -9,20 +10,19 @@ type Move = (storage: Storage, storageOffset: number, guestOffset: number, lengt
 /**
  * Makes a range of a layer share the space of bytes in another storage. The range is locked, and aligned to the layer's allocation unit.
  *
- * @returns false when something is in the way: what was shared until then stays
+ * @returns bytes from the start of the range that share it: fewer when something was in the way
  */
 export async function cloneRange(
   top: Layer,
   offset: number,
   length: number,
-  source: Storage,
-  sourceOffset: number,
-): Promise<boolean> {
+  { source, sourceOffset }: CopySource,
+): Promise<number> {
   // Asked before any space is taken: not every format can give it back without a trace.
-  if (!(await top.storage.canClone?.(source))) return false;
-  const move: Move = async (storage, storageOffset, guest, size) =>
-    (await storage.cloneFrom?.(source, sourceOffset + guest - offset, storageOffset, size)) ? size : 0;
-  return (await transferRange(top, offset, length, move)) === length;
+  if (!(await top.storage.canClone?.(source))) return 0;
+  return transferRange(top, offset, length, async (storage, storageOffset, guest, size) =>
+    (await storage.cloneFrom?.(source, sourceOffset + guest - offset, storageOffset, size)) ? size : 0,
+  );
 }
 
 /** Copies bytes of another storage into a range of a layer. The range is locked. @returns bytes dealt with, from its start */
@@ -30,14 +30,14 @@ export async function copyRange(
   top: Layer,
   offset: number,
   length: number,
-  { source, sourceOffset, leaveOut }: { source: Storage; sourceOffset: number; leaveOut: number },
+  { source, sourceOffset, leaveOut }: CopySource,
 ): Promise<number> {
   if (top.storage.canCopy?.(source) !== true) return 0;
-  const move: Move = async (storage, storageOffset, guest, size) =>
+  return transferRange(top, offset, length, async (storage, storageOffset, guest, size) =>
     storage.canCopy?.(source) === true
       ? storage.copyFrom(source, sourceOffset + guest - offset, storageOffset, size, leaveOut)
-      : 0;
-  return transferRange(top, offset, length, move);
+      : 0,
+  );
 }
 
 /** @returns bytes from the start of the range that are in place: fewer when something was in the way */

@@ -57,7 +57,8 @@ export async function transferRun(
         const start = at + part.at;
         if (!part.zero) {
           const leaveOut = leavesOut ? unit : 0;
-          const done = await target.copyFrom?.(offset + start, part.length, storage, storageOffset + start, leaveOut);
+          const from = { source: storage, sourceOffset: storageOffset + start, leaveOut };
+          const done = await target.copyFrom?.(offset + start, part.length, from);
           if (done !== part.length) return start + (done ?? 0);
         } else if (!targetIsZero) {
           await target.writeZeroes(offset + start, part.length, true);

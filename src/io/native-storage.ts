@@ -264,7 +264,7 @@ export class NativeStorage implements Storage {
         const to = offset + total;
         const done = await (leaveOut === 0 || operations.copySparse === undefined
           ? this.#queue.copy(operations.copyRange, source.fd, from, this.fd, to, piece)
-          : this.#queue.copy(operations.copySparse, source.fd, from, this.fd, to, piece, leaveOut));
+          : this.#queue.copy(operations.copySparse, source.fd, from, this.fd, to, piece, wordOf(leaveOut)));
         if (done < 0) {
           this.#refreshSize();
           throw this.#failure(done, `copying from ${source.path} into`, 'pwrite', to);
@@ -455,4 +455,9 @@ export class NativeStorage implements Storage {
   #failure(result: number, doing: string, syscall: string, offset: number | undefined): Error {
     return fromSystemError(systemError(result, syscall), `${doing} ${this.path}`, { path: this.path, offset });
   }
+}
+
+/** A number as native code reads it from memory. */
+function wordOf(value: number): IoVec {
+  return IoVec.of(new Uint8Array(Float64Array.of(value).buffer));
 }

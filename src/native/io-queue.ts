@@ -1,4 +1,4 @@
-import { IoVec } from '../../formats/core/iov.ts';
+import type { IoVec } from '../../formats/core/iov.ts';
 import { type QueueHandle, type QueueOperations, requireNative } from './binding.ts';
 import { addressOf } from './memory.ts';
 
@@ -85,7 +85,7 @@ export class IoQueue {
   /**
    * cloneRange, copyRange or copySparse: moves [sourceOffset, sourceOffset + length) of `source` to `offset` of `fd`.
    *
-   * @param unit copySparse only: units of zeros are not written, the target reads as zeros there
+   * @param unit copySparse only, a number of 8 bytes: units of so many zeros are not written, the target reads as zeros there
    * @returns bytes
    */
   copy(
@@ -95,10 +95,9 @@ export class IoQueue {
     fd: number,
     offset: number,
     length: number,
-    unit?: number,
+    unit?: IoVec,
   ): Promise<number> {
-    const parameter = unit === undefined ? undefined : IoVec.of(new Uint8Array(Float64Array.of(unit).buffer));
-    return this.#push(operation, fd, offset, length, parameter, source, sourceOffset);
+    return this.#push(operation, fd, offset, length, unit, source, sourceOffset);
   }
 
   /** Says of each unit of a range whether it is zeros (1) or not (0). @param out a byte for each. @returns 0 */
