@@ -73,5 +73,5 @@ export {
   type VmdkCreateType,
 } from './vmdk/create.ts';
 export { listOvaDisks } from './vmdk/ova.ts';
-export { type StreamOptions, writeStreamOptimized } from './vmdk/stream-writer.ts';
+export { type StreamOptions, type StreamTarget, writeStreamOptimized } from './vmdk/stream-writer.ts';
 export { parseVmsd, parseVmxDisks, type VmsdFile, type VmsdSnapshot, type VmxDisk } from './vmdk/vmsd.ts';

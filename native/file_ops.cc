@@ -10,6 +10,7 @@
 #if defined(__linux__)
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #else
 #include <sys/mount.h>
@@ -126,6 +127,11 @@ int64_t CopyRange(int source, int64_t source_offset, int fd, int64_t offset, int
   return total;
 }
 
+int64_t ExchangeNames(const char* one, const char* other) {
+  // Not every C library has a function for it.
+  return Retry([&] { return syscall(SYS_renameat2, AT_FDCWD, one, AT_FDCWD, other, RENAME_EXCHANGE); });
+}
+
 int64_t DeviceSize(int fd) {
   uint64_t size = 0;
   int64_t result = Retry([&] { return ioctl(fd, BLKGETSIZE64, &size); });
@@ -155,6 +161,7 @@ int64_t ZeroRange(int, int64_t, int64_t, bool) { return -EOPNOTSUPP; }
 int64_t Allocate(int, int64_t, int64_t) { return -EOPNOTSUPP; }
 int64_t CloneRange(int, int64_t, int, int64_t, int64_t) { return -EOPNOTSUPP; }
 int64_t CopyRange(int, int64_t, int, int64_t, int64_t) { return -EOPNOTSUPP; }
+int64_t ExchangeNames(const char*, const char*) { return -EOPNOTSUPP; }
 int64_t DeviceSize(int) { return -EOPNOTSUPP; }
 int64_t DeviceBlockSize(int) { return -EOPNOTSUPP; }
 int64_t DeviceDiscard(int, int64_t, int64_t) { return -EOPNOTSUPP; }

@@ -40,6 +40,9 @@ int64_t DeviceBlockSize(int fd);
 int64_t DeviceDiscard(int fd, int64_t offset, int64_t length);
 int64_t DeviceZeroOut(int fd, int64_t offset, int64_t length);
 
+// Swaps what two names lead to, in one step (RENAME_EXCHANGE).
+int64_t ExchangeNames(const char* one, const char* other);
+
 // f_type of statfs(2).
 int64_t FileSystemType(int fd);
 

@@ -86,6 +86,13 @@ Napi::Value DeviceBlockSizeFace(const Napi::CallbackInfo& info) {
   return NumberOrThrow(info.Env(), DeviceBlockSize(GetFd(info, 0)), "ioctl");
 }
 
+// exchangeNames(one: string, other: string): 0 or a negative errno
+Napi::Value ExchangeNamesFace(const Napi::CallbackInfo& info) {
+  std::string one = info[0].ToString();
+  std::string other = info[1].ToString();
+  return Napi::Number::New(info.Env(), static_cast<double>(ExchangeNames(one.c_str(), other.c_str())));
+}
+
 Napi::Value ProbeDirectoryFace(const Napi::CallbackInfo& info) {
   std::string path = info[0].ToString();
   return NumberOrThrow(info.Env(), ProbeDirectory(path.c_str()), "open");
@@ -116,6 +123,7 @@ void RegisterFiles(Napi::Env env, Napi::Object exports) {
   exports.Set("fileSystemType", Napi::Function::New<FileSystemTypeFace>(env, "fileSystemType"));
   exports.Set("deviceSize", Napi::Function::New<DeviceSizeFace>(env, "deviceSize"));
   exports.Set("deviceBlockSize", Napi::Function::New<DeviceBlockSizeFace>(env, "deviceBlockSize"));
+  exports.Set("exchangeNames", Napi::Function::New<ExchangeNamesFace>(env, "exchangeNames"));
   exports.Set("probeDirectory", Napi::Function::New<ProbeDirectoryFace>(env, "probeDirectory"));
 
   Napi::Object probe = Napi::Object::New(env);

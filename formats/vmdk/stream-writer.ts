@@ -43,9 +43,19 @@ export interface StreamOptions {
   readonly name?: string;
   /** 1 to 9. Default: 6. */
   readonly level?: number;
+  /**
+   * 32 hexadecimal digits that stand for the content. Then the target is written from its start to its end, as pipes want it. Default: a digest of
+   * what is written, which is entered at the end.
+   */
+  readonly contentId?: string;
+  /** Called in the order of the disk with what was read; what is between reads as zeros. @returns when that may go on, if not at once */
+  readonly observe?: ((offset: number, bytes: Uint8Array) => Promise<void> | undefined) | undefined;
   /** Called with the guest bytes that are done. */
-  readonly progress?: (done: number) => void;
+  readonly progress?: ((done: number) => void) | undefined;
 }
+
+/** What is written to: with `contentId` each write begins where the last one ended. */
+export type StreamTarget = Pick<Storage, 'path' | 'resize' | 'writev' | 'sync'>;
 
 /**
  * Writes a disk as streamOptimized, in VMware's own form: version 3, grains in the order of the disk, each table behind its grains,
@@ -57,7 +67,7 @@ export interface StreamOptions {
  */
 export async function writeStreamOptimized(
   source: StreamSource,
-  target: Storage,
+  target: StreamTarget,
   options: StreamOptions = {},
 ): Promise<void> {
   const size = source.size;
@@ -67,12 +77,14 @@ export async function writeStreamOptimized(
     });
   await target.resize(0);
   const writer = new StreamWriter(target, size, options);
+  if (options.contentId !== undefined) await writer.begin(options.contentId);
   const pending: Promise<PackedGrain>[] = [];
   const drain = async (left: number): Promise<void> => {
     while (pending.length > left) await writer.grain(await (pending.shift() as Promise<PackedGrain>));
   };
   try {
     for await (const { offset, bytes } of dataOf(source)) {
+      await options.observe?.(offset, bytes);
       for (let at = 0; at < bytes.length; at += GRAIN) {
         const grain = bytes.subarray(at, Math.min(at + GRAIN, bytes.length));
         if (grain.equals(ZEROS.subarray(0, grain.length))) continue;
@@ -123,7 +135,7 @@ async function* dataOf(source: StreamSource): AsyncGenerator<{ offset: number; b
 }
 
 class StreamWriter {
-  readonly #target: Storage;
+  readonly #target: StreamTarget;
   readonly #size: number;
   readonly #options: StreamOptions;
   readonly #directory: Uint8Array;
@@ -135,7 +147,7 @@ class StreamWriter {
   #position = OVERHEAD * SECTOR;
   #buffered = new IoVec();
 
-  constructor(target: Storage, size: number, options: StreamOptions) {
+  constructor(target: StreamTarget, size: number, options: StreamOptions) {
     this.#target = target;
     this.#size = size;
     this.#options = options;
@@ -165,6 +177,14 @@ class StreamWriter {
     await this.#put(item);
   }
 
+  /** What stands before the grains, when the content's id is known. */
+  async begin(contentId: string): Promise<void> {
+    const front = new Uint8Array(OVERHEAD * SECTOR);
+    front.set(this.#header('at-end'));
+    front.set(this.#descriptor(contentId), DESCRIPTOR_AT * SECTOR);
+    await this.#target.writev(0, IoVec.of(front));
+  }
+
   async end(): Promise<void> {
     await this.#finishTable();
     await this.#marker(MARKER_DIRECTORY, divideUp(this.#directory.length, SECTOR));
@@ -174,7 +194,8 @@ class StreamWriter {
     await this.#put(this.#header(gdOffset));
     await this.#marker(MARKER_END, 0);
     await this.#writeBuffered();
-    await this.#target.writev(DESCRIPTOR_AT * SECTOR, IoVec.of(this.#descriptor()));
+    if (this.#options.contentId !== undefined) return this.#target.sync();
+    await this.#target.writev(DESCRIPTOR_AT * SECTOR, IoVec.of(this.#descriptor(this.#hash.digest('hex'))));
     await this.#target.sync();
     // The header last: what was cut off before is no image yet.
     await this.#target.writev(0, IoVec.of(this.#header('at-end')));
@@ -214,8 +235,8 @@ class StreamWriter {
     });
   }
 
-  #descriptor(): Uint8Array {
-    let longContentId = this.#hash.digest('hex');
+  #descriptor(contentId: string): Uint8Array {
+    let longContentId = contentId;
     if (!isUsableCid(Number.parseInt(longContentId.slice(-8), 16)))
       longContentId = `${longContentId.slice(0, 24)}00000001`;
     const name = this.#options.name ?? this.#target.path.replace(/^.*\//, '');

@@ -2,7 +2,7 @@ import { statSync } from 'node:fs';
 import { resolve } from 'node:path';
 import { UsageError } from '../../formats/core/errors.ts';
 import type { Image } from '../../formats/image/image.ts';
-import { creatorOf, type ImageHost } from '../../formats/index.ts';
+import { type CreateValues, creatorOf, type ImageHost, readCreateValues } from '../../formats/index.ts';
 import { convertImage } from '../convert/convert.ts';
 import { convertOnto, type OntoOptions } from '../convert/onto.ts';
 import { convertToStream } from '../convert/to-stream.ts';
@@ -142,13 +142,30 @@ function isBlockDevice(path: string): boolean {
 function refuseForPipes(options: ConvertCommandOptions): void {
   for (const [given, option] of [
     [options.verify, '--verify'],
-    [options.compress, '-c'],
     [options.backing, '-B'],
     [options.existing, '-n'],
-    [options.options, '-o'],
   ] as const) {
     if (given !== undefined && given !== false) throw new UsageError('USAGE', `${option} means nothing for a pipe`);
   }
+}
+
+/** What goes to a pipe: raw bytes, or VMDK's stream with these options. */
+function streamFor({ outputFormat, options, compress = false }: ConvertCommandOptions): CreateValues | undefined {
+  if (outputFormat === 'raw') {
+    if (compress) throw new UsageError('USAGE', '-c means nothing for a pipe that takes raw bytes');
+    if (options !== undefined) throw new UsageError('USAGE', '-o means nothing for a pipe');
+    return undefined;
+  }
+  const creator = creatorOf(outputFormat);
+  const values = readCreateValues(creator, parseOptionTexts(options));
+  if (values.subformat === 'streamOptimized') return values;
+  throw new UsageError(
+    'USAGE',
+    `-O ${outputFormat} cannot be written to a pipe: its tables are written when all else is`,
+    {
+      help: 'Pipes take -O raw, and -O vmdk -o subformat=streamOptimized.',
+    },
+  );
 }
 
 type InPlaceOptions = Omit<OntoOptions, 'targetIsZero'>;
@@ -167,9 +184,9 @@ async function convertInPlace(
   if (STDOUT.has(target)) {
     const write = context.stdout.writeBytes;
     refuseForPipes(options);
-    if (outputFormat !== 'raw') throw new UsageError('USAGE', `-O ${outputFormat} cannot be written to a pipe`);
+    const streamOptimized = streamFor(options);
     if (write === undefined) throw new UsageError('USAGE', 'there is no stdout for bytes');
-    return convertToStream(write, common);
+    return convertToStream(write, { ...common, streamOptimized });
   }
   if (options.options !== undefined) {
     throw new UsageError('USAGE', '-o is for new images, and this target is there already');

@@ -39,7 +39,7 @@ export function checksumDisk(
 }
 
 async function streamChecksum(disk: DiskSource, options: ChecksumOptions): Promise<string> {
-  const checksum = new StreamChecksum();
+  const checksum = new StreamChecksum(options.signal);
   await forEachBlock(disk, options, async (offset, bytes) => checksum.update(offset, bytes));
   return checksum.finish(disk.size);
 }

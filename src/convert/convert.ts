@@ -30,6 +30,7 @@ import { journalName, type ResumeOptions, Resumption, wipeFrom } from './resumpt
 import { type DataRun, dataRuns } from './runs.ts';
 import { StagedTarget } from './staging.ts';
 import { StreamChecksum } from './stream-checksum.ts';
+import { streamOptions } from './stream-options.ts';
 import { unchangedBelow } from './unchanged.ts';
 
 export interface ConvertOptions
@@ -90,22 +91,24 @@ export async function convertImage(options: ConvertOptions): Promise<ConvertResu
   checkOptions(options, values);
   const joined = concatenate(options.sources);
   const source = withSize(joined, creator.sizeOf(joined.size));
-  const checksum = options.checksum === true ? new StreamChecksum() : undefined;
+  const checksum = options.checksum === true ? new StreamChecksum(options.signal) : undefined;
   await refuseOntoItself(options);
   const isStream = values.subformat === 'streamOptimized';
   const resume = isStream ? undefined : options.resume;
   const staged = await StagedTarget.begin(options.target, { openStorage, sync, warn, keep: resume !== undefined });
   let resumption: Resumption | undefined;
+  let digest: string | undefined;
   try {
     if (resume !== undefined) resumption = await prepareResumption(options, source.size, values, staged, resume);
     else await forgetJournal(options, staged);
     const backing = await lookAtBacking(options, staged);
     if (isStream) {
-      await writeStream(source, staged, creator, values, options, checksum);
+      await writeStream(source, staged, values, options, checksum);
     } else {
       await writeImage(source, staged, { creator, values, backing }, options, checksum, resumption);
     }
     if (options.verify === true) await verify(source, staged, options);
+    digest = await checksum?.finish(source.size);
     await options.settle?.();
     await staged.commit();
   } catch (error) {
@@ -113,7 +116,7 @@ export async function convertImage(options: ConvertOptions): Promise<ConvertResu
     throw error;
   }
   await resumption?.remove();
-  return { size: source.size, checksum: checksum?.finish(source.size) };
+  return { size: source.size, checksum: digest };
 }
 
 /** A target whose name means a file that is read would be locked by ourselves, which nobody understands. */
@@ -328,24 +331,16 @@ async function createEmpty(
 async function writeStream(
   source: DiskSource,
   staged: StagedTarget,
-  creator: FormatCreator,
   values: CreateValues,
   options: ConvertOptions,
   checksum: StreamChecksum | undefined,
 ): Promise<void> {
-  if (checksum !== undefined) {
-    throw new LunetteError('UNSUPPORTED', `no checksum is worked out while writing ${creator.format} streams`, {
-      path: options.target,
-      help: 'lunette checksum IMAGE works it out afterwards.',
-    });
-  }
   const storage = await staged.open(staged.path, { readOnly: false });
   try {
     await storage.lock('write');
     await writeStreamOptimized(source, storage, {
-      adapterType: values.adapter_type as never,
-      ...(values.hwversion === undefined ? {} : { hwVersion: String(values.hwversion) }),
-      ...(values.toolsversion === undefined ? {} : { toolsVersion: String(values.toolsversion) }),
+      ...streamOptions(values),
+      observe: checksum === undefined ? undefined : (offset, bytes) => checksum.update(offset, bytes),
       progress: (done) => {
         if (options.signal?.aborted === true)
           throw new LunetteError('ABORTED', 'interrupted', { path: options.target });

@@ -42,8 +42,8 @@ export interface CopyOptions {
   readonly signal?: AbortSignal | undefined;
   /** Called with the guest bytes that are done. */
   readonly progress?: ((done: number) => void) | undefined;
-  /** Called in guest order with what was read, before it is written; what is between reads as zeros. */
-  readonly observe?: ((offset: number, bytes: Uint8Array) => void) | undefined;
+  /** Called in guest order with what was read, before it is written; what is between reads as zeros. @returns when that may go on */
+  readonly observe?: ((offset: number, bytes: Uint8Array) => Promise<void> | undefined) | undefined;
   /** Where what is done is noted down on the way. */
   readonly checkpoints?: Checkpoints | undefined;
 }
@@ -221,7 +221,7 @@ class DiskCopy {
     if (reading !== undefined) await reading;
     this.#check();
     const { observe, checkpoints, encoder, overBacking } = this.#options;
-    observe?.(chunk.offset, buffer.subarray(0, chunk.length));
+    await observe?.(chunk.offset, buffer.subarray(0, chunk.length));
     let work: Promise<void> | undefined;
     if (encoder !== undefined) work = this.#storeCompressed(chunk, buffer, encoder);
     else if (overBacking === true) work = this.#storeChanges(chunk, buffer);

@@ -31,7 +31,7 @@ export async function convertOnto(
       help: 'Make it larger first, or write into a new image (without -n).',
     });
   }
-  const checksum = options.checksum === true ? new StreamChecksum() : undefined;
+  const checksum = options.checksum === true ? new StreamChecksum(options.signal) : undefined;
   const { compression } = target;
   if (options.compress === true && compression === undefined) {
     throw new LunetteError('INVALID', 'this image cannot hold compressed data', { path: target.path });
@@ -57,5 +57,5 @@ export async function convertOnto(
       });
     }
   }
-  return { size: source.size, checksum: checksum?.finish(source.size) };
+  return { size: source.size, checksum: await checksum?.finish(source.size) };
 }

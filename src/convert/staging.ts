@@ -1,8 +1,9 @@
-import type { Stats } from 'node:fs';
+import { existsSync, type Stats } from 'node:fs';
 import { chmod, chown, open, readlink, realpath, rename, stat, unlink } from 'node:fs/promises';
 import path from 'node:path';
 import { codeOf, errnoOf, fromSystemError, LunetteError } from '../../formats/core/errors.ts';
 import type { Storage, StorageOpener } from '../../formats/index.ts';
+import { exchangeNames } from '../io/native.ts';
 
 /** Longest name of a file on Linux' file systems. */
 const MAX_NAME = 255;
@@ -19,6 +20,8 @@ export interface StagingOptions {
 interface Staged {
   readonly final: string;
   readonly temporary: string;
+  /** There was a file of the final name. */
+  readonly replaces: boolean;
 }
 
 /**
@@ -104,9 +107,15 @@ export class StagedTarget {
     return storage;
   }
 
-  /** Gives all files their names, the main one last. They are closed by now. */
+  /**
+   * Gives all files their names, the main one last. They are closed by now.
+   *
+   * @throws {StorageError} when one of them cannot have its name: then all names lead where they led before, and what was made is gone,
+   * unless it is to be continued
+   */
   async commit(): Promise<void> {
     const { sync } = this.#options;
+    const undo: (() => Promise<void>)[] = [];
     try {
       // They are closed: without a lock another attempt would take them for leftovers, and empty them.
       for (const { temporary } of this.#files) {
@@ -116,11 +125,20 @@ export class StagedTarget {
       }
       if (sync) for (const { temporary } of this.#files) await syncFile(temporary);
       // Other files of the disk first: until the main one has its name, nothing leads to them.
-      for (const { temporary, final } of [...this.#files].reverse()) await rename(temporary, final);
-      if (sync) await syncFile(path.dirname(this.path));
+      for (const staged of [...this.#files].reverse()) undo.push(await giveName(staged));
     } catch (error) {
+      for (const back of undo.reverse()) await back().catch(() => undefined);
+      await this.abort();
       throw fromSystemError(error, 'giving it its name', { path: this.path });
+    }
+    try {
+      const folders = new Set(this.#files.map(({ final }) => path.dirname(final)));
+      if (sync) for (const folder of folders) await syncFile(folder);
+    } catch (error) {
+      throw fromSystemError(error, 'making its name durable', { path: this.path });
     } finally {
+      // What had the names before.
+      await this.discard();
       await this.#unlock();
     }
   }
@@ -153,7 +171,7 @@ export class StagedTarget {
       made = false;
     }
     if (!made) await this.#takeOver(temporary, final);
-    this.#files.push({ final, temporary });
+    this.#files.push({ final, temporary, replaces: existing !== undefined });
     if (isMain) this.#found = !made && this.#options.keep === true;
     if (!made && this.#options.keep !== true) await emptyFile(temporary);
     if (existing !== undefined) await this.#likeExisting(temporary, existing, final);
@@ -224,6 +242,25 @@ async function followLinks(file: string): Promise<string> {
   // Not there, or a link to what is not there.
   const leads = await readlink(file).catch(() => undefined);
   return leads === undefined ? file : followLinks(path.resolve(path.dirname(file), leads));
+}
+
+/**
+ * Swapped, not replaced, where something is there: it can be swapped back, and ext4 does not write the whole new file back first, as it does for
+ * those that replace others.
+ *
+ * @returns how to undo it
+ */
+async function giveName({ temporary, final, replaces }: Staged): Promise<() => Promise<void>> {
+  if (replaces && existsSync(final) && exchangeNames(temporary, final)) {
+    return async () => {
+      exchangeNames(temporary, final);
+    };
+  }
+  await rename(temporary, final);
+  return async () => {
+    // What it replaced is gone: then the new file stays.
+    if (!replaces) await rename(final, temporary);
+  };
 }
 
 async function emptyFile(file: string): Promise<void> {

@@ -3,6 +3,7 @@
 export { type Crc32c, crc32cImplementation, nativeCrc32c } from '../native/crc32c.ts';
 export { sendDatagram } from '../native/datagram.ts';
 export { systemError } from '../native/errno.ts';
+export { exchangeNames } from '../native/exchange-names.ts';
 export { type DirectoryFacts, directoryFacts, type NativeFacts, nativeFacts } from '../native/facts.ts';
 export { becomeIoFlusher } from '../native/io-flusher.ts';
 export { ioThreads, setIoThreads } from '../native/io-queue.ts';

@@ -79,6 +79,8 @@ export interface NativeBinding {
   deviceBlockSize(fd: number): number;
   probeDirectory(path: string): number;
   readonly probeFlags: ProbeFlags;
+  /** @returns 0 or a negative errno. Absent in an addon that was built before it was */
+  exchangeNames?(one: string, other: string): number;
 
   queueCreate(threads: number, completions: Float64Array, onCompletions: (count: number) => void): QueueHandle;
   queueSubmit(queue: QueueHandle, words: Float64Array, wordCount: number): number;

@@ -54,6 +54,7 @@ Examples:
   lunette convert -n -O raw disk.qcow2 nbd://host/disk                onto something that is there
   lunette convert --resume -O qcow2 huge.vmdk huge.qcow2              a long one that may be interrupted
   lunette convert -O raw disk.qcow2 - | ssh host 'cat > disk.raw'
+  lunette convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat > disk.vmdk'
 
 Until it is complete, the target keeps its name and its content; after an error, too. What is written with -n, to a device or to
 a pipe is written in place.
