@@ -143,7 +143,7 @@ export class ChainImage implements Image {
 
   async cloneFrom(offset: number, length: number, source: Storage, sourceOffset: number): Promise<boolean> {
     const from = { source, sourceOffset, leaveOut: 0 };
-    return (await this.#transfer(offset, length, () => cloneRange(this.#top, offset, length, from))) === length;
+    return length === (await this.#transfer(offset, length, () => cloneRange(this.#top, offset, length, from)));
   }
 
   copyFrom(offset: number, length: number, from: CopySource): Promise<number> {
@@ -240,10 +240,7 @@ export class ChainImage implements Image {
         this.#failed = new LunetteError(
           'IO',
           'writing back failed, the image takes no more writes until it is opened again',
-          {
-            path: this.path,
-            cause: error,
-          },
+          { path: this.path, cause: error },
         );
       }
       throw error;
@@ -484,9 +481,7 @@ export class ChainImage implements Image {
       throw new LunetteError(
         'OUT_OF_RANGE',
         `${length} bytes at ${offset} are outside the image of ${this.#top.size} bytes`,
-        {
-          path: this.path,
-        },
+        { path: this.path },
       );
     }
   }

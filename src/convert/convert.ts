@@ -260,7 +260,8 @@ async function writeImage(
       if (backing === undefined) await wipeFrom(image, begun.from, (values.preallocation ?? 'off') === 'off');
       if (checksum !== undefined) {
         const done = dataRuns(withSize(image, begun.from), { unit: 1 * MiB });
-        for await (const { offset, bytes } of readAhead(image, done, options.signal)) checksum.update(offset, bytes);
+        for await (const { offset, bytes } of readAhead(image, done, options.signal))
+          await checksum.update(offset, bytes);
       }
     }
     const observers = checksum !== undefined || resumption !== undefined;
@@ -273,11 +274,12 @@ async function writeImage(
       unchanged: checksum === undefined ? unchangedIn(image) : undefined,
       encoder,
       clone: options.clone !== false && !observers && !options.sources.some(isShared),
+      transfer: !options.sources.some(isShared),
       observe: !observers
         ? undefined
         : (offset, bytes) => {
-            checksum?.update(offset, bytes);
             resumption?.observe(offset, bytes);
+            return checksum?.update(offset, bytes);
           },
       checkpoints: resumption,
     });

@@ -33,6 +33,8 @@ export interface CopyOptions {
   readonly encoder?: UnitEncoder | undefined;
   /** Share space between the files where their file system can. Default true. */
   readonly clone?: boolean | undefined;
+  /** Copy from file to file, by where the source's bytes lie. Default true; not for disks that others write to meanwhile. */
+  readonly transfer?: boolean | undefined;
   /** Guest offset to begin at, a multiple of the target's units. Default 0. */
   readonly from?: number | undefined;
   /** Reads that wait at the same time. Default 8. */
@@ -109,9 +111,12 @@ class DiskCopy {
       !options.overBacking &&
       target.cloneFrom !== undefined;
     this.#transfers =
+      options.transfer !== false &&
       options.encoder === undefined &&
       !options.overBacking &&
+      // Both are told of bytes that pass through here.
       options.observe === undefined &&
+      options.checkpoints === undefined &&
       target.copyFrom !== undefined;
   }
 
@@ -142,7 +147,7 @@ class DiskCopy {
       await this.#gap(at, run.offset);
       at = run.offset + run.length;
       const cloned = this.#clones && run.storage !== null ? await this.#clone(run, run.storage) : 0;
-      const done = run.storage === null ? cloned : await this.#transfer(run, run.storage, cloned, joiner);
+      const done = run.storage === null ? cloned : await this.#transfer(run, run.storage, cloned);
       if (done === run.length) continue;
       for (const chunk of joiner.add(run.offset + done, run.length - done)) await this.#read(chunk);
     }
@@ -176,12 +181,10 @@ class DiskCopy {
   }
 
   /** @param from bytes from the run's start that are done. @returns bytes that are done then */
-  async #transfer(run: DataRun, storage: Storage, from: number, joiner: ChunkJoiner): Promise<number> {
+  async #transfer(run: DataRun, storage: Storage, from: number): Promise<number> {
     const length = run.length - from;
     if (!this.#transfers || length < SHORTEST_TRANSFER) return from;
-    const { checkpoint, progress, targetIsZero } = this.#options;
-    // A checkpoint vouches for everything before it.
-    if (checkpoint !== undefined) await this.#drain(joiner);
+    const { progress, targetIsZero } = this.#options;
     const rest = { offset: run.offset + from, length, storage, storageOffset: run.storageOffset + from };
     const done = await transferRun(rest, this.#target, {
       unit: this.#sparseSize === 0 ? 0 : this.#unit,
@@ -189,7 +192,6 @@ class DiskCopy {
       check: () => this.#check(),
       done: (offset) => {
         progress?.(offset);
-        return checkpoint === undefined ? undefined : this.#checkpoint(offset);
       },
     });
     // Files that cannot do it at all are not asked again.

@@ -42,6 +42,7 @@ export async function convertOnto(
       ...options,
       encoder,
       clone: options.clone !== false && checksum === undefined && !options.sources.some(isShared),
+      transfer: !options.sources.some(isShared),
       observe: checksum === undefined ? undefined : (offset, bytes) => checksum.update(offset, bytes),
     });
   } finally {

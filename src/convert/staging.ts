@@ -110,8 +110,8 @@ export class StagedTarget {
   /**
    * Gives all files their names, the main one last. They are closed by now.
    *
-   * @throws {StorageError} when one of them cannot have its name: then all names lead where they led before, and what was made is gone,
-   * unless it is to be continued
+   * @throws {StorageError} when one of them cannot have its name: then all names lead where they led before, and abort() or release() is
+   * still to be called
    */
   async commit(): Promise<void> {
     const { sync } = this.#options;
@@ -128,7 +128,6 @@ export class StagedTarget {
       for (const staged of [...this.#files].reverse()) undo.push(await giveName(staged));
     } catch (error) {
       for (const back of undo.reverse()) await back().catch(() => undefined);
-      await this.abort();
       throw fromSystemError(error, 'giving it its name', { path: this.path });
     }
     try {
@@ -137,9 +136,8 @@ export class StagedTarget {
     } catch (error) {
       throw fromSystemError(error, 'making its name durable', { path: this.path });
     } finally {
-      // What had the names before.
-      await this.discard();
-      await this.#unlock();
+      // What had the names before goes.
+      await this.abort();
     }
   }
 

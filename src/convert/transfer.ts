@@ -15,7 +15,7 @@ export interface TransferOptions {
   /** Called before each piece: throws to end it. */
   readonly check: () => void;
   /** Called behind each piece. */
-  readonly done: (offset: number) => Promise<void> | undefined;
+  readonly done: (offset: number) => void;
 }
 
 /** A part of a piece, from its start on. */
@@ -64,7 +64,7 @@ export async function transferRun(
           await target.writeZeroes(offset + start, part.length, true);
         }
       }
-      await options.done(offset + Math.min(length, at + PIECE));
+      options.done(offset + Math.min(length, at + PIECE));
     }
   } finally {
     await ahead.catch(() => undefined);

@@ -55,6 +55,7 @@ for (const replaced of [true, false]) {
     });
     committing = true;
     await assert.rejects(staged.commit(), { code: 'NOT_FOUND', path: join(folder, 'main') });
+    await staged.abort();
     if (replaced) {
       assert.equal(await text(folder, 'main'), 'old main');
       assert.equal(await text(folder, 'extent'), 'old extent');
