@@ -7,10 +7,14 @@ export interface StatusOptions extends CommonOptions {
   readonly json?: boolean;
 }
 
-const EXAMPLES = `
+const STATUS_EXAMPLES = `
 Examples:
   lunette status
   lunette status --json
+`;
+
+const STOP_EXAMPLES = `
+Examples:
   lunette stop disk0
 `;
 
@@ -23,7 +27,7 @@ export function registerStatus(program: Command, context: CliContext): void {
       'Asks the daemon of this machine over D-Bus what it serves. Rates are those of one second; --json prints totals since it began. Needs root.',
     )
     .addOption(jsonOption('print one JSON object'))
-    .addHelpText('after', EXAMPLES)
+    .addHelpText('after', STATUS_EXAMPLES)
     .action(async (_own: StatusOptions, command: Command) => {
       const { runStatus } = await import('../run-status.ts');
       await runStatus(command.optsWithGlobals<StatusOptions>(), context);
@@ -35,6 +39,7 @@ export function registerStatus(program: Command, context: CliContext): void {
       'Ends one export of the daemon: who uses it is sent away, the image is flushed and closed. It comes back when the daemon is started again, or when its configuration changes. Needs root.',
     )
     .argument('<name>', 'name of the export, as in the configuration')
+    .addHelpText('after', STOP_EXAMPLES)
     .action(async (name: string) => {
       const { runStop } = await import('../run-status.ts');
       await runStop(name);
