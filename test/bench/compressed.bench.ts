@@ -7,11 +7,11 @@ import { copyFile, open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { KiB, MiB } from '../../formats/core/units.ts';
 import { bench, median } from '../support/bench.ts';
+import { applyFio, type FioResult } from '../support/fio.ts';
 import { isBuilt } from '../support/lunette-export.ts';
 import { loopDelay, scrape } from '../support/metrics.ts';
-import { type RunningNbd, startNbdExport, startQemuNbd } from '../support/nbd.ts';
+import { startNbdExport, startQemuNbd } from '../support/nbd.ts';
 import { freePort } from '../support/ports.ts';
-import { runOk } from '../support/process.ts';
 import { peakResidentBytes, residentBytes } from '../support/process-usage.ts';
 import { qemu } from '../support/qemu.ts';
 import { Random } from '../support/random.ts';
@@ -33,19 +33,7 @@ async function halfRandom(path: string, size: number, seed: number): Promise<voi
   await handle.close();
 }
 
-async function read(server: RunningNbd, size: number, seconds: number): Promise<{ perSecond: number; cpuUs: number }> {
-  const before = server.cpuSeconds();
-  const text = await runOk('fio', [
-    '--name=load',
-    '--ioengine=nbd',
-    `--uri=${server.url}`,
-    ...['--rw=randread', '--bs=64k', '--iodepth=16', `--size=${size}`, '--time_based', `--runtime=${seconds}`],
-    '--output-format=json',
-  ]);
-  const count = (JSON.parse(text.slice(text.indexOf('{'))) as { jobs: { read: { total_ios: number } }[] }).jobs[0]?.read
-    .total_ios as number;
-  return { perSecond: count / seconds, cpuUs: ((server.cpuSeconds() - before) / count) * 1e6 };
-}
+const LOAD = { kind: 'randread', block: CLUSTER, depth: 16 } as const;
 
 bench(
   'memory/compressed-churn',
@@ -66,19 +54,19 @@ bench(
     await scrape(port); // loads what metrics need
     const idle = residentBytes(ours.process.pid);
     const results = {
-      ours: [] as Awaited<ReturnType<typeof read>>[],
-      theirs: [] as Awaited<ReturnType<typeof read>>[],
+      ours: [] as FioResult[],
+      theirs: [] as FioResult[],
     };
     const delays: number[] = [];
     const resident: number[] = [];
     for (let round = 0; round < b.pick(1, 5); round++) {
       await scrape(port); // a scrape begins a new window
-      results.ours.push(await read(ours, size, b.pick(1, 3)));
+      results.ours.push(await applyFio(LOAD, ours, size, b.pick(1, 3)));
       resident.push(residentBytes(ours.process.pid));
       delays.push(loopDelay(await scrape(port)));
-      results.theirs.push(await read(theirs, size, b.pick(1, 3)));
+      results.theirs.push(await applyFio(LOAD, theirs, size, b.pick(1, 3)));
     }
-    const of = (who: keyof typeof results, key: 'perSecond' | 'cpuUs'): number =>
+    const of = (who: keyof typeof results, key: 'iops' | 'cpuUs'): number =>
       median(results[who].map((result) => result[key]));
     const megabytes = (bytes: number): string => `${(bytes / 1e6).toFixed(0)} MB`;
     const allowed = CACHE + 64e6;
@@ -86,7 +74,7 @@ bench(
       `Clusters of 64 KiB unpacked at random, ${size / MiB} MiB, cache ${CACHE / MiB} MiB: medians`,
       ['', 'lunette', 'qemu-nbd', 'aim'],
       [
-        ['clusters per second', of('ours', 'perSecond').toFixed(0), of('theirs', 'perSecond').toFixed(0), ''],
+        ['clusters per second', of('ours', 'iops').toFixed(0), of('theirs', 'iops').toFixed(0), ''],
         [
           'server CPU per cluster',
           `${of('ours', 'cpuUs').toFixed(0)} µs`,

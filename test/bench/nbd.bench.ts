@@ -9,21 +9,16 @@ import { open } from 'node:fs/promises';
 import { join } from 'node:path';
 import { KiB, MiB } from '../../formats/core/units.ts';
 import { type Bench, bench, median } from '../support/bench.ts';
+import { applyFio, type FioLoad, type FioResult } from '../support/fio.ts';
 import { isBuilt } from '../support/lunette-export.ts';
 import { type RunningNbd, startNbdExport, startNbdkit, startQemuNbd } from '../support/nbd.ts';
-import { runOk } from '../support/process.ts';
 import { qemu } from '../support/qemu.ts';
 import { requires } from '../support/requires.ts';
 import { temporaryDirectory } from '../support/temporary.ts';
 
-interface Load {
+interface Load extends FioLoad {
   readonly slug: string;
   readonly name: string;
-  /** As fio names it. */
-  readonly kind: 'randread' | 'read' | 'randwrite';
-  /** Bytes per request. */
-  readonly block: number;
-  readonly depth: number;
   /** What is aimed at: requests per second beside qemu-nbd and nbdkit, CPU per request beside qemu-nbd and in µs. */
   readonly aim: { readonly qemu: number; readonly nbdkit?: number; readonly cpu?: number; readonly cpuUs?: number };
 }
@@ -63,11 +58,6 @@ const LOADS: readonly Load[] = [
   },
 ];
 
-interface Result {
-  readonly iops: number;
-  readonly cpuUs: number;
-}
-
 const NAMES = ['qemu', 'nbdkit', 'raw', 'qcow2'] as const;
 type Name = (typeof NAMES)[number];
 
@@ -75,29 +65,6 @@ async function randomFile(path: string, size: number): Promise<void> {
   const handle = await open(path, 'w');
   for (let at = 0; at < size; at += 4 * MiB) await handle.write(randomBytes(Math.min(4 * MiB, size - at)));
   await handle.close();
-}
-
-async function apply(load: Load, server: RunningNbd, size: number, seconds: number): Promise<Result> {
-  const before = server.cpuSeconds();
-  const text = await runOk('fio', [
-    '--name=load',
-    '--ioengine=nbd',
-    `--uri=${server.url}`,
-    `--rw=${load.kind}`,
-    `--bs=${load.block}`,
-    `--iodepth=${load.depth}`,
-    `--size=${size}`,
-    '--time_based',
-    `--runtime=${seconds}`,
-    '--output-format=json',
-  ]);
-  const cpu = server.cpuSeconds() - before;
-  // fio says that it has connected before it prints JSON.
-  const [job] = (
-    JSON.parse(text.slice(text.indexOf('{'))) as { jobs: Record<'read' | 'write', { total_ios: number }>[] }
-  ).jobs;
-  const count = (job?.read.total_ios ?? 0) + (job?.write.total_ios ?? 0);
-  return { iops: count / seconds, cpuUs: (cpu / count) * 1e6 };
 }
 
 function built(b: Bench): boolean {
@@ -121,12 +88,12 @@ async function beside(b: Bench, load: Load): Promise<void> {
     raw: await startNbdExport(b, file('ours.raw'), { args: ['--socket', '', '-f', 'raw'], built: built(b) }),
     qcow2: await startNbdExport(b, file('ours.qcow2'), { built: built(b) }),
   };
-  const results: Record<Name, Result[]> = { qemu: [], nbdkit: [], raw: [], qcow2: [] };
-  if (!b.smoke) for (const name of NAMES) await apply(load, servers[name], size, 1); // compiled code, mappings, page cache
+  const results: Record<Name, FioResult[]> = { qemu: [], nbdkit: [], raw: [], qcow2: [] };
+  if (!b.smoke) for (const name of NAMES) await applyFio(load, servers[name], size, 1); // compiled code, mappings, page cache
   for (let round = 0; round < rounds; round++) {
     for (let turn = 0; turn < NAMES.length; turn++) {
       const name = NAMES[(turn + round) % NAMES.length] as Name;
-      results[name].push(await apply(load, servers[name], size, seconds));
+      results[name].push(await applyFio(load, servers[name], size, seconds));
     }
   }
   b.table(
@@ -144,10 +111,10 @@ for (const load of LOADS) {
   );
 }
 
-function rowsOf(load: Load, results: Record<Name, Result[]>): string[][] {
+function rowsOf(load: Load, results: Record<Name, FioResult[]>): string[][] {
   const { aim } = load;
-  const ratio = (a: Name, b: Name, key: keyof Result): string =>
-    median(results[a].map((result, at) => result[key] / (results[b][at] as Result)[key])).toFixed(2);
+  const ratio = (a: Name, b: Name, key: keyof FioResult): string =>
+    median(results[a].map((result, at) => result[key] / (results[b][at] as FioResult)[key])).toFixed(2);
   const k = (value: number): string => (value >= 10_000 ? `${(value / 1000).toFixed(1)}k` : value.toFixed(0));
   const iops = (name: Name): string => k(median(results[name].map((result) => result.iops)));
   const cpu = (name: Name): string => `${median(results[name].map((result) => result.cpuUs)).toFixed(1)} µs`;
