@@ -9,6 +9,8 @@ export interface RunCommitOptions extends HostOptions, ProgressOptions {
   readonly format?: string | undefined;
   readonly base?: string | undefined;
   readonly keep?: boolean | undefined;
+  readonly parent?: string | undefined;
+  readonly ignoreCid?: boolean | undefined;
 }
 
 export interface RunRebaseOptions extends HostOptions, ProgressOptions {
@@ -26,10 +28,10 @@ interface Watched {
 
 /** Writes what an overlay holds into what it stands on. */
 export async function runCommit(context: CliContext, name: string, options: RunCommitOptions): Promise<void> {
-  const { format, base, keep } = options;
+  const { format, base, keep, parent, ignoreCid } = options;
   const host = createHost(options);
   await watched(context, options, 'committing', (watch) =>
-    commitImage(host, parseImageName(name).path, { format, base, keep, ...watch }),
+    commitImage(host, parseImageName(name).path, { format, base, keep, parent, ignoreCid, ...watch }),
   );
   if (options.quiet !== true) context.stdout.write('Image committed.\n');
 }

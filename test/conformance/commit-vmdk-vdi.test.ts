@@ -48,3 +48,45 @@ test('a committed VDI child notes its parent’s new modification id', { skip },
   const compared = await cli('compare', '-f', 'vdi', '-F', 'vdi', child, base);
   assert.deepEqual([compared.status, compared.stderr], [0, '']);
 });
+
+test('a VMDK disk opens after all above its base was committed and nothing emptied, for QEMU too', {
+  skip,
+}, async (t) => {
+  const folder = await temporaryDirectory(t);
+  const [base, middle, top] = ['base.vmdk', 'middle.vmdk', 'top.vmdk'].map((name) => join(folder, name)) as [
+    string,
+    string,
+    string,
+  ];
+  await qemu.create(t, { path: base, format: 'vmdk', size: 8 << 20 });
+  await qemu.create(t, { path: middle, format: 'vmdk', backing: 'base.vmdk', backingFormat: 'vmdk' });
+  await qemuIo(middle, ['write -q -P 2 1M 64k'], '-f', 'vmdk');
+  await qemu.create(t, { path: top, format: 'vmdk', backing: 'middle.vmdk', backingFormat: 'vmdk' });
+  await qemuIo(top, ['write -q -P 3 2M 64k'], '-f', 'vmdk');
+  for (const args of [['-b', base], ['-d']]) {
+    const { status, stderr } = await cli('commit', ...args, top);
+    assert.deepEqual([status, stderr], [0, '']);
+    await qemuIo(top, ['read -P 2 1M 64k', 'read -P 3 2M 64k'], '-r', '-f', 'vmdk');
+    assert.deepEqual((({ status, stderr }) => [status, stderr])(await cli('checksum', top)), [0, '']);
+  }
+  await qemuIo(base, ['read -P 2 1M 64k', 'read -P 3 2M 64k'], '-r', '-f', 'vmdk');
+});
+
+test('a VMDK delta whose base was written since is committed with --ignore-cid only, and bound to it then', {
+  skip,
+}, async (t) => {
+  const folder = await temporaryDirectory(t);
+  const [base, child] = [join(folder, 'base.vmdk'), join(folder, 'child.vmdk')];
+  await qemu.create(t, { path: base, format: 'vmdk', size: 8 << 20 });
+  await qemu.create(t, { path: child, format: 'vmdk', backing: 'base.vmdk', backingFormat: 'vmdk' });
+  await qemuIo(child, ['write -q -P 2 1M 64k'], '-f', 'vmdk');
+  await qemuIo(base, ['write -q -P 1 0 64k'], '-f', 'vmdk');
+  const refused = await cli('commit', child);
+  assert.equal(refused.status, 1);
+  assert.match(refused.stderr, /was written since[\s\S]*--ignore-cid/);
+  await qemuIo(base, ['read -P 0 1M 64k'], '-r', '-f', 'vmdk');
+  const taken = await cli('commit', '--ignore-cid', child);
+  assert.equal(taken.status, 0, taken.stderr);
+  await qemuIo(child, ['read -P 1 0 64k', 'read -P 2 1M 64k'], '-r', '-f', 'vmdk');
+  await qemuIo(base, ['read -P 1 0 64k', 'read -P 2 1M 64k'], '-r', '-f', 'vmdk');
+});

@@ -1,6 +1,14 @@
 import type { Command } from 'commander';
 import type { CliContext } from '../context.ts';
-import { allowAnyOption, allowOption, formatOption, progressOption, secretFileOption } from '../options.ts';
+import {
+  allowAnyOption,
+  allowOption,
+  formatOption,
+  ignoreCidOption,
+  parentOption,
+  progressOption,
+  secretFileOption,
+} from '../options.ts';
 import { warn } from '../output.ts';
 import type { ProgressOptions } from '../progress.ts';
 
@@ -8,6 +16,8 @@ interface CommitCommandOptions extends ProgressOptions {
   readonly format?: string;
   readonly base?: string;
   readonly keep?: boolean;
+  readonly parent?: string;
+  readonly ignoreCid?: boolean;
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
 }
@@ -30,6 +40,8 @@ export function registerCommit(program: Command, context: CliContext): void {
     .addOption(formatOption())
     .option('-b, --base <path>', 'the file of the chain that takes everything above it; implies -d')
     .option('-d, --keep', 'do not empty the overlay afterwards')
+    .addOption(parentOption())
+    .addOption(ignoreCidOption())
     .addOption(progressOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
