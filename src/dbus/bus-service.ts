@@ -1,6 +1,7 @@
 import type { EventEmitter } from 'node:events';
 import dbus from 'dbus-next';
 import { LunetteError } from '../../formats/core/errors.ts';
+import { Ending } from './ending.ts';
 
 type Message = dbus.Message;
 
@@ -58,8 +59,8 @@ export interface BusListener {
 /** One connection: when a bus ends, all that belongs to it does. */
 interface Connection {
   readonly bus: dbus.MessageBus;
-  /** Rejects when it has ended. Calls that wait for an answer would wait for ever. */
-  readonly ended: Promise<never>;
+  /** Calls that wait for an answer then would wait for ever. */
+  readonly ending: Ending;
 }
 
 /**
@@ -98,17 +99,18 @@ export class BusService {
 
   async #connect(): Promise<void> {
     const bus = dbus.systemBus();
-    let end: (error: Error) => void = () => undefined;
-    const ended = new Promise<never>((_resolve, reject) => {
-      end = reject;
-    });
-    ended.catch(() => undefined);
+    const ending = new Ending();
+    const connection = { bus, ending };
+    const end = (error: Error): void => {
+      ending.end(error);
+      this.#lost(connection, error);
+    };
     const late = setTimeout(() => end(new Error('it does not answer')), BUS_TIMEOUT_MS);
     bus.on('error', end);
     // The library tells of errors, but not of the end: that is the stream's.
     (bus as unknown as { _connection: EventEmitter })._connection.on('end', () => end(new Error('it has ended')));
     try {
-      await Promise.race([ended, new Promise((resolve) => bus.once('connect', () => resolve(undefined)))]);
+      await ending.before(new Promise((resolve) => bus.once('connect', () => resolve(undefined))));
     } catch (error) {
       bus.disconnect();
       throw error;
@@ -116,9 +118,7 @@ export class BusService {
       clearTimeout(late);
     }
     bus.addMethodHandler((message: Message) => this.#handle(bus, message));
-    const connection = { bus, ended };
     this.#connection = connection;
-    ended.catch((error: Error) => this.#lost(connection, error));
   }
 
   #lost(connection: Connection, error: Error): void {
@@ -246,9 +246,9 @@ export class BusService {
 
   /** @throws {Error} what the call throws; that the connection is gone, now or before the answer came */
   #use<T>(work: (bus: dbus.MessageBus) => Promise<T>): Promise<T> {
-    const { bus, ended } = this.#connection ?? {};
-    if (bus === undefined || ended === undefined) return Promise.reject(new Error('there is no connection to the bus'));
-    return Promise.race([work(bus), ended]);
+    const connection = this.#connection;
+    if (connection === undefined) return Promise.reject(new Error('there is no connection to the bus'));
+    return connection.ending.before(work(connection.bus));
   }
 
   async #ask(member: string, argument: string): Promise<unknown> {
@@ -267,7 +267,13 @@ export class BusService {
   #handle(bus: dbus.MessageBus, message: Message): boolean {
     void this.#answer(message).then((answer) => {
       // Whoever called over a connection that is gone waits no more.
-      if (this.#connection?.bus === bus) bus.send(answer);
+      if (this.#connection?.bus !== bus) return;
+      try {
+        bus.send(answer);
+      } catch (error) {
+        // Not what its signature says, as another program's answer may be that is passed on.
+        bus.send(failureOf(message, error));
+      }
     });
     return true;
   }
@@ -277,10 +283,7 @@ export class BusService {
       const { out, values } = await this.#perform(message);
       return dbus.Message.newMethodReturn(message, out, values);
     } catch (error) {
-      const name = error instanceof BusError ? error.busName : `${ERROR}Failed`;
-      // The library's types say that the message is a string, which it is not.
-      const call = message as unknown as string;
-      return dbus.Message.newError(call, name, (error as Error).message);
+      return failureOf(message, error);
     }
   }
 
@@ -350,6 +353,14 @@ export function propertiesOf(face: BusInterface): Record<string, dbus.Variant> {
       new dbus.Variant(signature, get()),
     ]),
   );
+}
+
+/** The answer to a call that failed. */
+function failureOf(message: Message, error: unknown): Message {
+  const name = error instanceof BusError ? error.busName : `${ERROR}Failed`;
+  // The library's types say that the message is a string, which it is not.
+  const call = message as unknown as string;
+  return dbus.Message.newError(call, name, error instanceof Error ? error.message : String(error));
 }
 
 function propertyCall(

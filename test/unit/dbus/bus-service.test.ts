@@ -61,6 +61,30 @@ test('methods and properties are called over the bus; errors have names', { skip
   assert.match(await failed('/org/example/Other', `${NAME}.Twice`, ['uint32:1']), /UnknownObject/);
 });
 
+test('an answer that is not of the type that was announced is an error for whoever asked, and nothing else', {
+  skip,
+}, async (t) => {
+  const { bus, service } = await setUp(t);
+  const answers: Record<string, () => unknown> = {
+    Fewer: () => [],
+    Other: () => [-1],
+    Nothing: () => undefined,
+    Thrown: () => {
+      throw 'no error at all'; // as a promise of somebody else's may reject
+    },
+  };
+  const methods = Object.entries(answers).map(([name, call]) => [
+    name,
+    { in: '', out: 't', names: [], call: () => call() as unknown[] },
+  ]);
+  service.add('/wrong', NAME, { methods: Object.fromEntries(methods) });
+  for (const name of Object.keys(answers)) {
+    const { status, stderr } = await bus.call(NAME, '/wrong', `${NAME}.${name}`);
+    assert.deepEqual([name, status, /DBus\.Error\.Failed/.test(stderr)], [name, 1, true], stderr);
+  }
+  assert.match((await bus.call(NAME, PATH, `${NAME}.Twice`, ['uint32:1'])).stdout, /uint32 2/);
+});
+
 test('who calls is known by the user that the bus names', { skip: skip || requiresRoot() }, async (t) => {
   const { bus } = await setUp(t);
   assert.match((await bus.call(NAME, PATH, `${NAME}.MayI`)).stdout, /boolean true/);
