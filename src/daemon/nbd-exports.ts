@@ -15,6 +15,8 @@ export interface NamedExport {
 
 interface SnapshotExport {
   readonly name: string;
+  /** The image that it is in. */
+  readonly of: NamedExport;
   readonly description: string;
   readonly request: ExportRequest;
   /** Once somebody has asked for it. */
@@ -32,6 +34,8 @@ export class NbdExports implements ExportCatalog {
   readonly #images: NamedExport[] = [];
   readonly #exports = new Map<string, NbdExport>();
   #snapshots = new Map<string, SnapshotExport>();
+  /** Those that are open, or about to be: also one whose name another has taken meanwhile. */
+  readonly #begun = new Set<SnapshotExport>();
 
   constructor(host: ImageHost, log: ServerLog) {
     this.#host = host;
@@ -68,15 +72,14 @@ export class NbdExports implements ExportCatalog {
     try {
       await dismiss();
     } finally {
-      const snapshots = [...this.#snapshots.values()].filter((snapshot) => snapshot.name.startsWith(`${name}@`));
-      await this.#closeSnapshots(snapshots);
+      await this.#closeSnapshots((snapshot) => snapshot.of === named);
       await named.opened.image.close();
     }
   }
 
   /** Closes everything. Nobody may use it any more. */
   async close(): Promise<void> {
-    await this.#closeSnapshots([...this.#snapshots.values()]);
+    await this.#closeSnapshots(() => true);
     const images = this.#images.splice(0).map(({ opened }) => opened.image);
     this.#exports.clear();
     await closeTogether(images);
@@ -88,14 +91,11 @@ export class NbdExports implements ExportCatalog {
     if (at >= 0) this.#images.splice(at, 1);
   }
 
-  async #closeSnapshots(snapshots: readonly SnapshotExport[]): Promise<void> {
-    for (const snapshot of snapshots) {
-      this.#snapshots.delete(snapshot.name);
+  async #closeSnapshots(isMeant: (snapshot: SnapshotExport) => boolean): Promise<void> {
+    for (const [name, snapshot] of this.#snapshots) if (isMeant(snapshot)) this.#snapshots.delete(name);
+    for (const snapshot of [...this.#begun].filter(isMeant)) {
+      this.#begun.delete(snapshot);
       const opened = await snapshot.opening?.catch(() => undefined);
-      snapshot.opening = undefined;
-      // One whose last client has gone is closed already.
-      if (snapshot.opened === undefined) continue;
-      snapshot.opened = undefined;
       await opened?.image.close();
     }
   }
@@ -117,8 +117,9 @@ export class NbdExports implements ExportCatalog {
 
   /** Nobody uses an export any more: a snapshot is closed, so that it can be deleted. */
   released(found: NbdExport): void {
-    const snapshot = this.#snapshots.get(found.name);
-    if (snapshot?.opened !== found) return;
+    const snapshot = [...this.#begun].find(({ opened }) => opened === found);
+    if (snapshot === undefined) return;
+    this.#begun.delete(snapshot);
     snapshot.opened = undefined;
     snapshot.opening = undefined;
     found.image.close().catch((error: unknown) => {
@@ -131,8 +132,11 @@ export class NbdExports implements ExportCatalog {
     await this.#findSnapshots();
     const snapshot = this.#snapshots.get(name);
     if (snapshot === undefined) return undefined;
+    this.#begun.add(snapshot);
     snapshot.opening ??= this.#open(snapshot);
-    return snapshot.opening;
+    const opened = await snapshot.opening;
+    // Closed meanwhile, with the image that it is of?
+    return this.#begun.has(snapshot) ? opened : undefined;
   }
 
   async #open(snapshot: SnapshotExport): Promise<NbdExport> {
@@ -141,6 +145,7 @@ export class NbdExports implements ExportCatalog {
       snapshot.opened = { name: snapshot.name, description: snapshot.description, image, readOnly: true };
       return snapshot.opened;
     } catch (error) {
+      this.#begun.delete(snapshot);
       snapshot.opening = undefined; // to be tried again by the next who asks
       throw error;
     }
@@ -148,29 +153,40 @@ export class NbdExports implements ExportCatalog {
 
   /** Looks which snapshots there are. What is open stays. */
   async #findSnapshots(): Promise<void> {
-    const found = new Map<string, SnapshotExport>();
-    for (const { name, request, opened } of this.#images) {
-      for (const { id, name: tag } of await snapshotsOf(request, opened)) {
-        const full = `${name}@${tag}`;
-        if (this.#exports.has(full) || found.has(full)) continue; // of two with one name the first
-        const known = this.#snapshots.get(full);
-        const same = known?.request.snapshot === id;
-        found.set(full, same ? known : snapshotExport(full, id, opened.format, request));
+    const seen: { readonly of: NamedExport; readonly snapshots: readonly SnapshotInfo[] }[] = [];
+    for (const named of [...this.#images]) {
+      try {
+        seen.push({ of: named, snapshots: await snapshotsOf(named.request, named.opened) });
+      } catch (error) {
+        if (this.#images.includes(named)) throw error; // else it was closed meanwhile
       }
     }
-    for (const [name, known] of this.#snapshots) {
-      if (known.opening !== undefined && !found.has(name)) found.set(name, known);
+    // In one go: others may look at the same time, and what one of them has opened is not to be forgotten.
+    const found = new Map<string, SnapshotExport>();
+    for (const { of, snapshots } of seen) {
+      if (!this.#images.includes(of)) continue;
+      for (const { id, name: tag } of snapshots) {
+        const full = `${of.name}@${tag}`;
+        if (this.#exports.has(full) || found.has(full)) continue; // of two with one name the first
+        const known = this.#snapshots.get(full);
+        const same = known?.of === of && known.request.snapshot === id;
+        found.set(full, same ? known : snapshotExport(full, id, of));
+      }
+    }
+    for (const begun of this.#begun) {
+      if (!found.has(begun.name) && this.#images.includes(begun.of)) found.set(begun.name, begun);
     }
     this.#snapshots = found;
   }
 }
 
-function snapshotExport(name: string, id: string, format: string, request: ExportRequest): SnapshotExport {
+function snapshotExport(name: string, id: string, of: NamedExport): SnapshotExport {
   const own = { snapshot: id, readOnly: true, ephemeral: undefined, overlay: undefined };
   return {
     name,
-    description: `${format}, snapshot ${id}`,
-    request: { ...request, ...own },
+    of,
+    description: `${of.opened.format}, snapshot ${id}`,
+    request: { ...of.request, ...own },
     opening: undefined,
     opened: undefined,
   };

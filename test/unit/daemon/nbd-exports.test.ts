@@ -70,13 +70,17 @@ test('snapshots come and go while the disk is served and written to; one that no
   await assert.rejects(NbdImage.open(url('disk@one')), { code: 'NOT_FOUND' });
 });
 
+async function newDisk(path: string): Promise<void> {
+  const storage = await newFile(path);
+  await createQcow2(storage, { size: SIZE });
+  await storage.close();
+}
+
 /** Makes an image with a snapshot and serves it, counting what it opens. */
 async function serveSnapshot(t: TestContext) {
   const folder = await temporaryDirectory(t);
   const path = join(folder, 'disk.qcow2');
-  const storage = await newFile(path);
-  await createQcow2(storage, { size: SIZE });
-  await storage.close();
+  await newDisk(path);
   const host = createHost();
   const open = new Set<Image>();
   const openImage = host.open.bind(host);
@@ -99,8 +103,55 @@ async function serveSnapshot(t: TestContext) {
     await server.close({ graceMs: 0 });
     await host.close();
   });
-  return { socket, server, host, open };
+  return { folder, socket, server, host, open, exports };
 }
+
+test('a snapshot that two clients ask for at the same time is opened once, and closed when both have gone', async (t) => {
+  const { folder, host, open, exports } = await serveSnapshot(t);
+  const request = { image: join(folder, 'other.qcow2') };
+  await newDisk(request.image);
+  const other = await openExport(host, request, SILENT);
+  await exports.add({ name: 'other', request, opened: other });
+  await createSnapshot(exports.images[0]?.opened.image as ChainImage, 'two', {}); // nobody has looked yet
+  // Looking at the second image takes the one longer than the other.
+  const [layer] = (other.image as ChainImage).layers;
+  assert.ok(layer !== undefined);
+  const describe = layer.describe.bind(layer);
+  let looks = 0;
+  layer.describe = async () => {
+    await sleep(looks++ === 0 ? 1 : 50);
+    return describe();
+  };
+  const found = await Promise.all([exports.find('disk@two'), exports.find('disk@two')]);
+  assert.ok(found[0] !== undefined && found[0] === found[1]);
+  assert.equal(open.size, 3);
+  exports.released(found[0]);
+  while (open.size > 2) await sleep(5);
+});
+
+test('a snapshot that is being opened when its image is removed is not found, and closed', async (t) => {
+  const { host, open, exports } = await serveSnapshot(t);
+  const openImage = host.open.bind(host);
+  let may: () => void = () => undefined;
+  const held = new Promise<void>((resolve) => {
+    may = resolve;
+  });
+  let asked: () => void = () => undefined;
+  const opening = new Promise<void>((resolve) => {
+    asked = resolve;
+  });
+  host.open = async (...args) => {
+    asked();
+    await held;
+    return openImage(...args);
+  };
+  const found = exports.find('disk@one');
+  await opening;
+  const removed = exports.remove('disk', async () => may());
+  assert.equal(await found, undefined);
+  await removed;
+  assert.equal(open.size, 0);
+});
 
 test('a snapshot that a client asked about and did not use is closed when the client is gone, however it has asked', async (t) => {
   const { socket, server, open } = await serveSnapshot(t);
