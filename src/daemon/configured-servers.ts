@@ -37,6 +37,7 @@ export class ConfiguredServers {
   /** Each while it has exports. */
   #iscsi: ImageServer | undefined;
   #nbd: NbdImageServer | undefined;
+  #turn: Promise<unknown> = Promise.resolve();
 
   private constructor(host: ImageHost, log: ServerLog) {
     this.#host = host;
@@ -68,7 +69,11 @@ export class ConfiguredServers {
   }
 
   /** Follows a changed configuration: what has changed is ended and begun anew, its images flushed and closed in between. The rest goes on. */
-  async apply(config: DaemonConfig, changes: ConfigChanges): Promise<void> {
+  apply(config: DaemonConfig, changes: ConfigChanges): Promise<void> {
+    return this.#inTurn(() => this.#apply(config, changes));
+  }
+
+  async #apply(config: DaemonConfig, changes: ConfigChanges): Promise<void> {
     // All are ended before any is begun: an image may go from one to another.
     const ending = [...changes.removed, ...changes.changed.map(({ from }) => from)];
     for (const { name } of ending) await this.#stop(name);
@@ -80,21 +85,37 @@ export class ConfiguredServers {
   }
 
   /** Ends one export. It comes back with the next start, or when its configuration changes. @returns false when none of the name is served */
-  async stop(name: string): Promise<boolean> {
-    if (!this.#served.has(name)) return false;
-    await this.#end(name);
-    await this.#closeUnused();
-    return true;
+  stop(name: string): Promise<boolean> {
+    return this.#inTurn(async () => {
+      if (!this.#served.has(name)) return false;
+      try {
+        await this.#end(name);
+      } finally {
+        await this.#closeUnused();
+      }
+      return true;
+    });
   }
 
   close(): Promise<void> {
-    const names = [...this.#served.keys()].reverse();
-    return closeInOrder([
-      // Targets of the kernel first: taking them down needs whoever serves their devices. Those of a portal end together.
-      ...names.filter((name) => this.#served.get(name)?.entry.transport === 'lio').map((name) => () => this.#end(name)),
-      () => this.#nbd?.close(),
-      () => this.#iscsi?.close(),
-    ]);
+    return this.#inTurn(() => {
+      const names = [...this.#served.keys()].reverse();
+      return closeInOrder([
+        // Targets of the kernel first: taking them down needs whoever serves their devices. Those of a portal end together.
+        ...names
+          .filter((name) => this.#served.get(name)?.entry.transport === 'lio')
+          .map((name) => () => this.#end(name)),
+        () => this.#nbd?.close(),
+        () => this.#iscsi?.close(),
+      ]);
+    });
+  }
+
+  /** One change after the other: a server whose only export is still being opened would be taken for unused. */
+  #inTurn<T>(work: () => Promise<T>): Promise<T> {
+    const done = this.#turn.then(work);
+    this.#turn = done.catch(() => undefined);
+    return done;
   }
 
   async #start(entry: ConfiguredExport, config: DaemonConfig): Promise<void> {
