@@ -106,8 +106,13 @@ export class ClientConnection {
   }
 
   #leave(why: LunetteError): LunetteError {
-    this.#send(wire.CMD_DISC, 0, 0, 0, 0, undefined);
     const socket = this.#socket;
+    // What the system has not taken yet is memory of those who asked, which is theirs again from now on.
+    if (this.#pending.size > 0 && socket.writableLength > 0) {
+      this.#lose(why);
+      return why;
+    }
+    this.#send(wire.CMD_DISC, 0, 0, 0, 0, undefined);
     this.#lose(why, false);
     socket.end();
     // A server that does not close its end is not waited for.

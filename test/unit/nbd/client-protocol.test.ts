@@ -274,6 +274,32 @@ describe('replies', () => {
     await image.close();
   });
 
+  test('a write that a server about to end did not take is not sent to it later, when its memory is in other use', async (t) => {
+    const { server, image } = await opened(t, {
+      request: ({ cookie, length }, socket) => {
+        if (length !== 4096) return simpleReply(cookie);
+        socket.pause();
+        setTimeout(() => {
+          socket.write(chunk(0x8001, Buffer.concat([u32(108), Buffer.from([0, 0])]), { cookie }));
+          setTimeout(() => socket.resume(), 50);
+        }, 50);
+        return undefined;
+      },
+    });
+    const long = Buffer.alloc(SCRIPTED_SIZE - 4096, 1);
+    const results = await Promise.allSettled([
+      image.writev(0, IoVec.of(Buffer.alloc(4096))),
+      image.writev(4096, IoVec.of(long)),
+    ]);
+    assert.deepEqual(
+      results.map(({ status }) => status),
+      ['rejected', 'rejected'],
+    );
+    long.fill(2);
+    while (server.sockets.size > 0) await new Promise((resolve) => setTimeout(resolve, 10));
+    for (const { length, payload } of server.requests) assert.ok(length === 4096 || !payload.includes(2));
+  });
+
   const status = (script: (request: SeenRequest) => Buffer, extended = false): Script => ({
     extended,
     request: (request) => (request.type === 7 ? script(request) : undefined),
