@@ -217,18 +217,20 @@ class SocketStream implements ByteStream {
     const plain = this.#plain;
     this.#detach(plain);
     const secure: TLSSocket = connectTls({ ...options, socket: plain });
+    let failed: (error: LunetteError) => void = () => undefined;
+    const onError = (error: Error): void => failed(new LunetteError('AUTH', `TLS: ${error.message}`, { cause: error }));
+    const onClose = (): void =>
+      failed(new LunetteError('AUTH', 'the server closed the connection inside of the TLS handshake'));
+    secure.on('error', onError).on('close', onClose);
     await new Promise<void>((resolve, reject) => {
-      const failed = (error: LunetteError): void => {
+      failed = (error) => {
         this.fail(error); // too late for words in the clear
         reject(error);
       };
       secure.once('secureConnect', () => resolve());
-      secure.once('error', (error) => failed(new LunetteError('AUTH', `TLS: ${error.message}`, { cause: error })));
-      secure.once('close', () =>
-        failed(new LunetteError('AUTH', 'the server closed the connection inside of the TLS handshake')),
-      );
     });
-    secure.removeAllListeners('error').removeAllListeners('close');
+    // Not all listeners: one of Node's own frees what TLS holds.
+    secure.off('error', onError).off('close', onClose);
     this.#socket = secure;
     this.#unheard = true;
     this.#attach(secure);
