@@ -6,8 +6,12 @@ import { IoVec } from '../../formats/core/iov.ts';
 import { MiB } from '../../formats/core/units.ts';
 import { ImageHost } from '../../formats/open.ts';
 import { writeStreamOptimized } from '../../formats/vmdk/stream-writer.ts';
+import { cli } from '../support/cli.ts';
+import { startNbdExport } from '../support/nbd.ts';
 import { newFile } from '../support/new-file.ts';
 import { runOk } from '../support/process.ts';
+import { qemu } from '../support/qemu.ts';
+import { requires } from '../support/requires.ts';
 import { type Cleanup, temporaryDirectory } from '../support/temporary.ts';
 
 /** A folder with a description and two disks, filled with 1 and 2. */
@@ -59,4 +63,30 @@ test('of several disks one must be named', async (t) => {
   assert.equal(await firstByte(host, path, { member: 'disk1.vmdk' }), 1);
   assert.equal(await firstByte(host, path, { member: long }), 2);
   await assert.rejects(host.open(path, { readOnly: true, member: 'disk3.vmdk' }), { code: 'NOT_FOUND' });
+});
+
+test('the disks of an archive are shown, converted, compared, mapped and exported as any image', {
+  skip: requires.qemuImg(),
+}, async (t) => {
+  const { folder } = await parts(t);
+  const path = join(folder, 'machine.ova');
+  await runOk('tar', ['-cf', path, '-C', folder, 'machine.ovf', 'disk1.vmdk', 'disk2.vmdk']);
+  for (const value of [1, 2]) {
+    const disk = `${path}#disk${value}.vmdk`;
+    const plain = join(folder, `disk${value}.raw`);
+    const info = await cli('info', '--output', 'json', disk);
+    assert.equal(info.status, 0, info.stderr);
+    assert.equal((JSON.parse(info.stdout) as Record<string, unknown>)['virtual-size'], 2 * MiB);
+    const converted = join(folder, `out${value}.qcow2`);
+    assert.equal((await cli('convert', '-O', 'qcow2', disk, converted)).status, 0);
+    assert.equal(await qemu.compare(converted, plain), true);
+    assert.equal((await cli('compare', disk, plain)).status, 0);
+    const map = await cli('map', '--output', 'json', disk);
+    assert.equal(map.status, 0, map.stderr);
+    assert.ok((JSON.parse(map.stdout) as { data: boolean }[]).every(({ data }) => data));
+    const server = await startNbdExport(t, disk, { args: ['--socket', '', '--read-only'] });
+    await runOk('qemu-img', ['compare', '-f', 'raw', '-F', 'raw', server.url, plain]);
+    await server.process.stop();
+  }
+  assert.equal((await cli('convert', '-O', 'raw', path, join(folder, 'which.raw'))).status, 1);
 });

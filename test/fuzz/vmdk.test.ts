@@ -11,7 +11,7 @@ import { HOSTED_HEADER } from '../../formats/vmdk/header.ts';
 import { damage, exercise, survives } from '../support/hostile.ts';
 import { openDisk, openLayer, testContext } from '../support/layers.ts';
 import { type Random, randomFor } from '../support/random.ts';
-import { type Folder, newDisk } from '../support/vmdk-files.ts';
+import { type Folder, newDisk, seSparseFile, seSparseGrain } from '../support/vmdk-files.ts';
 
 const ROUNDS = Number(process.env.LUNETTE_FLIPS ?? 10_000);
 
@@ -87,6 +87,21 @@ function streamVictim(): Victim {
   };
 }
 
+function seSparseVictim(): Victim {
+  const bytes = seSparseFile([0n, 1n << 60n, seSparseGrain(0n), seSparseGrain(3n)]).toBytes();
+  const spots = [
+    { start: 0, end: 208 },
+    { start: 512, end: 560 },
+    { start: 1024, end: 1032 },
+    { start: 64 * 512, end: 64 * 512 + 128 },
+  ];
+  return {
+    main: '/memory/se.vmdk',
+    files: new Map([['/memory/se.vmdk', bytes]]),
+    spots: new Map([['/memory/se.vmdk', spots]]),
+  };
+}
+
 async function attack(random: Random, { main, files, spots }: Victim): Promise<boolean> {
   const damaged = new Map([...files].map(([path, bytes]) => [path, bytes.slice()]));
   for (const [path, bytes] of damaged)
@@ -115,11 +130,12 @@ for (const [name, make] of [
   ['hosted', () => victim('monolithicSparse')],
   ['ESX', () => victim('vmfsSparse')],
   ['compressed', async () => streamVictim()],
+  ['seSparse', async () => seSparseVictim()],
 ] as const) {
   test(`damaged ${name} VMDK files fail with an error or work, quickly`, async (t) => {
     const random = randomFor(t);
     const target = await make();
-    const rounds = Math.ceil(ROUNDS / 3);
+    const rounds = Math.ceil(ROUNDS / 4);
     let opened = 0;
     for (let round = 0; round < rounds; round++) if (await attack(random, target)) opened++;
     assert.ok(opened > rounds / 20, `only ${opened} of ${rounds} could be opened`);

@@ -3,6 +3,7 @@
 import { MemoryStorage } from '../../formats/storage/memory.ts';
 import type { Storage } from '../../formats/storage/storage.ts';
 import { createVmdk, type VmdkCreateOptions } from '../../formats/vmdk/create.ts';
+import { SESPARSE_HEADER } from '../../formats/vmdk/sesparse.ts';
 
 /** Files by path: as a folder. */
 export type Folder = Map<string, MemoryStorage>;
@@ -77,3 +78,33 @@ function u32(bytes: Uint8Array, at: number): number {
 export function filesOf(folder: Folder): ReadonlyMap<string, Storage> {
   return folder;
 }
+
+/** An seSparse extent of 16 grains, of which 8 have data. Sectors: 0 header, 1 volatile header, 2 directory, 64 table, 128 grains. */
+export function seSparseFile(entries: readonly bigint[], change: (view: DataView) => void = () => {}): MemoryStorage {
+  const bytes = new Uint8Array(128 * 512 + 8 * 4096);
+  const view = new DataView(bytes.buffer);
+  SESPARSE_HEADER.write(view, {
+    magic: 0xcafebabe,
+    capacity: 16 * 8,
+    grainSize: 8,
+    grainTableSize: 64,
+    volatileHeaderOffset: 1,
+    volatileHeaderSize: 1,
+    grainDirOffset: 2,
+    grainDirSize: 1,
+    grainTablesOffset: 64,
+    grainTablesSize: 64,
+    grainsOffset: 128,
+    grainsSize: 64,
+  });
+  view.setBigUint64(8, 0x0000000200000001n, true);
+  view.setUint32(512, 0xcafecafe, true);
+  view.setBigUint64(1024, 0x1000000000000000n, true);
+  for (const [i, entry] of entries.entries()) view.setBigUint64(64 * 512 + 8 * i, entry, true);
+  for (let i = 0; i < 8; i++) bytes.fill(i + 1, 128 * 512 + i * 4096, 128 * 512 + (i + 1) * 4096);
+  change(view);
+  return new MemoryStorage({ bytes });
+}
+
+/** The entry of an allocated grain. */
+export const seSparseGrain = (index: bigint): bigint => (3n << 60n) | ((index & 0xfffn) << 48n) | (index >> 12n);

@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
-import { mkdir, symlink, writeFile } from 'node:fs/promises';
+import { execFileSync } from 'node:child_process';
+import { mkdir, symlink, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { LunetteError } from '../../../../formats/core/errors.ts';
 import { IoVec } from '../../../../formats/core/iov.ts';
 import { ChainImage } from '../../../../formats/image/chain.ts';
 import { ABSENT, DATA, ExtentBuffer, ZERO } from '../../../../formats/image/extent.ts';
@@ -9,10 +11,12 @@ import { ImageHost } from '../../../../formats/open.ts';
 import { raw } from '../../../../formats/raw/raw.ts';
 import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import type { Storage } from '../../../../formats/storage/storage.ts';
+import { createVmdk } from '../../../../formats/vmdk/create.ts';
 import { VmdkDescriptor } from '../../../../formats/vmdk/descriptor.ts';
 import { vmdk } from '../../../../formats/vmdk/driver.ts';
 import { HOSTED_HEADER } from '../../../../formats/vmdk/header.ts';
 import { openDisk, openLayer, testContext } from '../../../support/layers.ts';
+import { newFile } from '../../../support/new-file.ts';
 import { PowerLog } from '../../../support/recording-storage.ts';
 import { SlowResizeStorage } from '../../../support/slow-storage.ts';
 import { temporaryDirectory } from '../../../support/temporary.ts';
@@ -306,6 +310,51 @@ test('extents and parents outside the image’s folder are refused before anythi
     `version=1\nCID=00000001\nparentCID=00000001\nparentFileNameHint="disk.vmdk"\ncreateType="custom"\nRW 1 ZERO\n`,
   );
   await assert.rejects(host.open(path, { readOnly: true }), { code: 'CORRUPT', message: /comes back/ });
+});
+
+test('a pipe or a folder in the place of an extent or a parent is refused, and never waited for', async (t) => {
+  const folder = await temporaryDirectory(t);
+  execFileSync('mkfifo', [join(folder, 'pipe')]);
+  await mkdir(join(folder, 'folder'));
+  const host = new ImageHost({ drivers: [vmdk, raw] });
+  t.after(() => host.close());
+  const path = join(folder, 'disk.vmdk');
+  for (const name of ['pipe', 'folder']) {
+    for (const text of [
+      `createType="monolithicFlat"\nRW 1 FLAT "${name}" 0\n`,
+      `createType="twoGbMaxExtentSparse"\nRW 1 SPARSE "${name}"\n`,
+      `parentCID=00000001\nparentFileNameHint="${name}"\ncreateType="custom"\nRW 1 ZERO\n`,
+    ]) {
+      await writeFile(path, `version=1\nCID=1\n${text}`);
+      for (const readOnly of text.startsWith('parent') ? [true] : [true, false]) {
+        await assert.rejects(host.open(path, { readOnly }), (error: LunetteError) => {
+          assert.equal(error instanceof LunetteError && error.code !== 'INTERNAL', true, String(error));
+          assert.match(`${error.path} ${error.message}`, new RegExp(name));
+          return true;
+        });
+      }
+    }
+  }
+});
+
+test('no sparse extent goes past 2 TiB: not when it is made, and not when it is written', async (t) => {
+  for (const type of ['monolithicSparse', 'vmfsSparse'] as const) {
+    const storage = new MemoryStorage();
+    await assert.rejects(createVmdk(storage, { size: 2 ** 41, type, createFile: async () => storage }), {
+      code: 'TOO_LARGE',
+      path: storage.path,
+      help: /twoGbMaxExtentSparse/,
+    });
+  }
+  const path = join(await temporaryDirectory(t), 'long.vmdk');
+  const file = await newFile(path);
+  await createVmdk(file, { size: 2 ** 30 });
+  await file.close();
+  await truncate(path, 2 ** 41 - GRAIN); // a hole: what is written comes behind it, where there is room for one grain
+  const image = await new ImageHost({ drivers: [vmdk, raw] }).open(path);
+  await image.writev(0, filled(1));
+  await assert.rejects(image.writev(GRAIN, filled(2)), { code: 'NO_SPACE', path, message: /2 TiB/ });
+  await image.close();
 });
 
 test('a full disk fails the write, and writing goes on when there is room again', async () => {

@@ -2,43 +2,14 @@ import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { IoVec } from '../../../../formats/core/iov.ts';
 import { ABSENT, DATA, ExtentBuffer, ZERO } from '../../../../formats/image/extent.ts';
-import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import { vmdk } from '../../../../formats/vmdk/driver.ts';
-import { SESPARSE_HEADER } from '../../../../formats/vmdk/sesparse.ts';
 import { openDisk, openLayer } from '../../../support/layers.ts';
-
-/** Sectors: 0 header, 1 volatile header, 2 directory, 64 table, 128 grains. */
-function image(entries: readonly bigint[], change: (view: DataView) => void = () => {}): MemoryStorage {
-  const bytes = new Uint8Array(128 * 512 + 8 * 4096);
-  const view = new DataView(bytes.buffer);
-  SESPARSE_HEADER.write(view, {
-    magic: 0xcafebabe,
-    capacity: 16 * 8,
-    grainSize: 8,
-    grainTableSize: 64,
-    volatileHeaderOffset: 1,
-    volatileHeaderSize: 1,
-    grainDirOffset: 2,
-    grainDirSize: 1,
-    grainTablesOffset: 64,
-    grainTablesSize: 64,
-    grainsOffset: 128,
-    grainsSize: 64,
-  });
-  view.setBigUint64(8, 0x0000000200000001n, true);
-  view.setUint32(512, 0xcafecafe, true);
-  view.setBigUint64(1024, 0x1000000000000000n, true);
-  for (const [i, entry] of entries.entries()) view.setBigUint64(64 * 512 + 8 * i, entry, true);
-  for (let i = 0; i < 8; i++) bytes.fill(i + 1, 128 * 512 + i * 4096, 128 * 512 + (i + 1) * 4096);
-  change(view);
-  return new MemoryStorage({ bytes });
-}
-
-/** The entry of an allocated grain. */
-const grain = (index: bigint): bigint => (3n << 60n) | ((index & 0xfffn) << 48n) | (index >> 12n);
+import { seSparseFile, seSparseGrain } from '../../../support/vmdk-files.ts';
 
 test('grains are absent, zero in two ways, or where their split number says', async () => {
-  const layer = await openLayer(vmdk, image([0n, 1n << 60n, 2n << 60n, grain(0n), grain(3n)]), { readOnly: true });
+  const layer = await openLayer(vmdk, seSparseFile([0n, 1n << 60n, 2n << 60n, seSparseGrain(0n), seSparseGrain(3n)]), {
+    readOnly: true,
+  });
   const out = new ExtentBuffer();
   const count = await layer.map(0, 5 * 4096, out);
   assert.deepEqual([...out.kinds.subarray(0, count)], [ABSENT, ZERO, DATA, DATA]);
@@ -51,7 +22,7 @@ test('grains are absent, zero in two ways, or where their split number says', as
 });
 
 test('the high bits of a grain’s number come from the low bits of its entry', async () => {
-  const storage = image([grain(4097n)]);
+  const storage = seSparseFile([seSparseGrain(4097n)]);
   await storage.resize(128 * 512 + 4098 * 4096);
   await storage.writev(128 * 512 + 4097 * 4096, IoVec.of(new Uint8Array(4096).fill(0x77)));
   const disk = await openDisk(vmdk, storage, { readOnly: true });
@@ -64,12 +35,12 @@ test('the high bits of a grain’s number come from the low bits of its entry', 
 const CORRUPT: readonly [string, bigint][] = [
   ['an absent entry with other bits', 5n],
   ['an entry of a kind that there is not', 4n << 60n],
-  ['a grain past the end of the file', grain(8n)],
-  ['a grain past any file', grain(2n ** 59n)],
+  ['a grain past the end of the file', seSparseGrain(8n)],
+  ['a grain past any file', seSparseGrain(2n ** 59n)],
 ];
 for (const [what, entry] of CORRUPT) {
   test(`${what} is corrupt`, async () => {
-    const disk = await openDisk(vmdk, image([entry]), { readOnly: true });
+    const disk = await openDisk(vmdk, seSparseFile([entry]), { readOnly: true });
     await assert.rejects(disk.readv(0, IoVec.of(new Uint8Array(512))), { code: 'CORRUPT' });
     await disk.close();
   });
@@ -85,10 +56,10 @@ const REFUSED: readonly [string, string, (view: DataView) => void][] = [
 ];
 for (const [what, code, change] of REFUSED) {
   test(`an seSparse extent with ${what} is refused: ${code}`, async () => {
-    await assert.rejects(openLayer(vmdk, image([], change), { readOnly: true }), { code });
+    await assert.rejects(openLayer(vmdk, seSparseFile([], change), { readOnly: true }), { code });
   });
 }
 
 test('seSparse is read, not written', async () => {
-  await assert.rejects(openLayer(vmdk, image([])), { code: 'UNSUPPORTED' });
+  await assert.rejects(openLayer(vmdk, seSparseFile([])), { code: 'UNSUPPORTED' });
 });
