@@ -12,7 +12,7 @@ export async function runChecksum(
   options: ChecksumCommandOptions,
   warn: (message: string, path: string) => void,
 ): Promise<void> {
-  const { algorithm, format, snapshot, forceShare, strict, allow, allowAny, secretFile } = options;
+  const { algorithm, format, snapshot, forceShare, strict, parent, ignoreCid, allow, allowAny, secretFile } = options;
   const interrupted = new AbortController();
   const stopListening = context.interrupts.once(() => interrupted.abort());
   const image = await openDisk(createHost({ allow, allowAny, secretFile, warn }), name, {
@@ -20,6 +20,8 @@ export async function runChecksum(
     snapshot,
     forceShare,
     strict,
+    parent,
+    ignoreCid,
   });
   try {
     const progress = createProgress(context, options, { label: 'reading', total: image.size });

@@ -26,8 +26,9 @@ export async function runCompare(
   const images: Image[] = [];
   try {
     const host = createHost(options);
-    const { forceShare, strict, format, secondFormat } = options;
-    const open = (name: string, its: string | undefined) => openDisk(host, name, { format: its, forceShare, strict });
+    const { forceShare, strict, ignoreCid, format, secondFormat } = options;
+    const open = (name: string, its: string | undefined) =>
+      openDisk(host, name, { format: its, forceShare, strict, ignoreCid });
     await failingWith(COMPARE_STATUS.OPEN_FAILED, context, async () => {
       images.push(await open(names[0], format));
       images.push(await open(names[1], secondFormat));

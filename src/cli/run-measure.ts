@@ -35,8 +35,8 @@ export async function runMeasure(
     print(context, json, await measureDisk(creator.sizeOf(options.size ?? 0), target), undefined);
     return;
   }
-  const { format, snapshot, forceShare, strict, allow, allowAny, secretFile } = options;
-  const disk = { format, snapshot, forceShare, strict, secretFile };
+  const { format, snapshot, forceShare, strict, parent, ignoreCid, allow, allowAny, secretFile } = options;
+  const disk = { format, snapshot, forceShare, strict, parent, ignoreCid, secretFile };
   const image = await openDisk(createHost({ allow, allowAny, secretFile, warn }), name, disk);
   try {
     const measure = await measureDisk(withSize(image, creator.sizeOf(image.size)), target);

@@ -5,6 +5,8 @@ import {
   allowOption,
   forceShareOption,
   formatOption,
+  ignoreCidOption,
+  parentOption,
   progressOption,
   secretFileOption,
   strictOption,
@@ -20,6 +22,8 @@ export interface ChecksumCommandOptions extends CommonOptions {
   readonly progress?: boolean;
   readonly forceShare?: boolean;
   readonly strict?: boolean;
+  readonly parent?: string;
+  readonly ignoreCid?: boolean;
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
 }
@@ -53,6 +57,8 @@ export function registerChecksum(program: Command, context: CliContext): void {
     .addOption(progressOption())
     .addOption(forceShareOption())
     .addOption(strictOption())
+    .addOption(parentOption())
+    .addOption(ignoreCidOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
     .addOption(secretFileOption())

@@ -5,6 +5,7 @@ import {
   allowOption,
   forceShareOption,
   formatOption,
+  ignoreCidOption,
   jsonOption,
   outputOption,
   progressOption,
@@ -22,6 +23,7 @@ export interface CompareCommandOptions extends CommonOptions, OutputOptions {
   readonly progress?: boolean;
   readonly forceShare?: boolean;
   readonly strict?: boolean;
+  readonly ignoreCid?: boolean;
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
 }
@@ -53,6 +55,7 @@ export function registerCompare(program: Command, context: CliContext): void {
     .addOption(jsonOption('print one JSON object'))
     .addOption(outputOption())
     .addOption(strictOption())
+    .addOption(ignoreCidOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
     .addOption(secretFileOption())

@@ -7,7 +7,9 @@ import {
   compatOption,
   forceShareOption,
   formatOption,
+  ignoreCidOption,
   jsonOption,
+  parentOption,
   secretFileOption,
   sizeArgument,
   strictOption,
@@ -24,6 +26,8 @@ interface MapCommandOptions extends CommonOptions, Pick<OutputOptions, 'json'> {
   readonly maxLength?: number;
   readonly forceShare?: boolean;
   readonly strict?: boolean;
+  readonly parent?: string;
+  readonly ignoreCid?: boolean;
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
   readonly compat?: string;
@@ -54,6 +58,8 @@ export function registerMap(program: Command, context: CliContext): void {
     )
     .option('-o, --out <file>', 'with html and svg: where to write it (default: stdout)')
     .addOption(strictOption())
+    .addOption(parentOption())
+    .addOption(ignoreCidOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
     .addOption(secretFileOption())

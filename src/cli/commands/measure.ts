@@ -6,8 +6,10 @@ import {
   collect,
   forceShareOption,
   formatOption,
+  ignoreCidOption,
   jsonOption,
   outputOption,
+  parentOption,
   secretFileOption,
   sizeArgument,
   strictOption,
@@ -23,6 +25,8 @@ export interface MeasureCommandOptions extends CommonOptions, OutputOptions {
   readonly snapshot?: string;
   readonly forceShare?: boolean;
   readonly strict?: boolean;
+  readonly parent?: string;
+  readonly ignoreCid?: boolean;
   readonly secretFile?: readonly string[];
   readonly allow?: readonly string[];
   readonly allowAny?: boolean;
@@ -54,6 +58,8 @@ export function registerMeasure(program: Command, context: CliContext): void {
     .addOption(jsonOption('print JSON with qemu-img’s members'))
     .addOption(outputOption())
     .addOption(strictOption())
+    .addOption(parentOption())
+    .addOption(ignoreCidOption())
     .addOption(allowOption())
     .addOption(allowAnyOption())
     .addHelpText('after', EXAMPLES)
