@@ -103,7 +103,7 @@ describe("QEMU's initiator", { skip: initiator }, () => {
     await target.stop();
   });
 
-  for (const format of ['qcow2', 'raw']) {
+  for (const format of ['qcow2', 'raw', 'vmdk', 'vdi'] as const) {
     test(`qemu-img compare and convert read a ${format} image through it`, async (t) => {
       const random = randomFor(t);
       const size = 40 * MiB;
@@ -120,11 +120,25 @@ describe("QEMU's initiator", { skip: initiator }, () => {
     });
   }
 
-  for (const clusterSize of [512, 64 * KiB, 2 * MiB]) {
-    test(`qemu-io writes, zeroes and discards in a qcow2 of ${clusterSize}-byte clusters`, async (t) => {
+  const WRITTEN = [
+    ...[512, 64 * KiB, 2 * MiB].map((clusterSize) => ({
+      what: `a qcow2 of ${clusterSize}-byte clusters`,
+      make: { format: 'qcow2', clusterSize },
+    })),
+    ...['monolithicSparse', 'twoGbMaxExtentSparse', 'monolithicFlat'].map((subformat) => ({
+      what: `a ${subformat} VMDK`,
+      make: { format: 'vmdk', options: { subformat } },
+    })),
+    ...['off', 'on'].map((fixed) => ({
+      what: `a ${fixed === 'on' ? 'fixed' : 'dynamic'} VDI`,
+      make: { format: 'vdi', options: { static: fixed } },
+    })),
+  ] as const;
+  for (const { what, make } of WRITTEN) {
+    test(`qemu-io writes, zeroes and discards in ${what}`, async (t) => {
       const random = randomFor(t);
       const size = 24 * MiB + 512 * 3;
-      const image = await qemu.create(t, { size, clusterSize });
+      const image = await qemu.create(t, { ...make, size });
       const model = await emptyRaw(t, size);
       const target = await startExport(t, image);
       for (let round = 0; round < 3; round++) {
@@ -134,8 +148,8 @@ describe("QEMU's initiator", { skip: initiator }, () => {
         assert.ok(await qemu.compare(target.url, model, '-f', 'raw', '-F', 'raw'), `round ${round}, while exported`);
       }
       await target.stop();
-      await qemu.assertClean(image);
-      assert.ok(await qemu.compare(image, model, '-f', 'qcow2', '-F', 'raw'));
+      if (!what.includes('Flat')) await qemu.assertClean(image);
+      assert.ok(await qemu.compare(image, model, '-f', make.format, '-F', 'raw'));
     });
   }
 
