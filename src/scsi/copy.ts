@@ -41,6 +41,11 @@ const NO_LIST_ID = 3;
 const CHUNK = 1024 * 1024;
 /** Results of the last copies, for RECEIVE COPY RESULTS. */
 const MAX_RESULTS = 32;
+/**
+ * For so long, ms, they are kept. SPC-4 leaves the time to the device. Where the transport does not say who sent a command, as TCMU, another
+ * initiator that has chosen the same list identifier would be told of a copy that it never asked for.
+ */
+const KEEP_RESULTS = 30_000;
 
 interface Segment {
   readonly source: LogicalUnit;
@@ -164,7 +169,7 @@ async function copySegments(unit: LogicalUnit, task: ScsiTask, segments: Segment
   } finally {
     if (listId >= 0) {
       const failed = done < segments.length || task.aborted;
-      remember(unit, { nexusId: task.nexus.id, listId, failed, segments: done, bytes });
+      remember(unit, { nexusId: task.nexus.id, listId, failed, segments: done, bytes, ended: performance.now() });
     }
   }
 }
@@ -182,7 +187,7 @@ export function copyStatus(unit: LogicalUnit, task: ScsiTask): Outcome {
   const { cdb, nexus } = task;
   const listId = cdb[2] as number;
   const result = unit.copyResults.find((other) => other.nexusId === nexus.id && other.listId === listId);
-  if (result === undefined) throw invalidField(2);
+  if (result === undefined || performance.now() - result.ended > KEEP_RESULTS) throw invalidField(2);
   const data = new Uint8Array(12);
   write32(data, 0, 8);
   data[4] = result.failed ? 0x02 : 0x01;

@@ -96,6 +96,8 @@ export interface CopyResult {
   readonly failed: boolean;
   readonly segments: number;
   readonly bytes: number;
+  /** When, of performance.now(). */
+  readonly ended: number;
 }
 
 /**

@@ -93,6 +93,18 @@ test('status of a copy is kept by list id, for the nexus that asked', async () =
   await other.refused(0x05_24_00, status(0x42));
 });
 
+test('status of a copy is forgotten after half a minute', async (t) => {
+  const { initiator, targets } = await twoUnits();
+  let now = 1000;
+  t.mock.method(performance, 'now', () => now);
+  await copy(initiator, parameterList(targets, [{ target: 1, blocks: 4, from: 0, to: 0 }], 0x42));
+  const status = [0x84, 0, 0x42, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 64, 0, 0];
+  now += 30_000;
+  assert.equal((await initiator.good(status))[4], 1);
+  now += 1;
+  await initiator.refused(0x05_24_00, status);
+});
+
 test('operating parameters say what is taken', async () => {
   const { initiator } = await makeBench();
   const data = Buffer.from(await initiator.good([0x84, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0]));
