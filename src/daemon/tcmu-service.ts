@@ -1,5 +1,5 @@
 import { setTimeout as delay } from 'node:timers/promises';
-import { LunetteError } from '../../formats/core/errors.ts';
+import { errnoOf, LunetteError } from '../../formats/core/errors.ts';
 import type { ImageHost } from '../../formats/index.ts';
 import type { BusService } from '../dbus/bus-service.ts';
 import type { TcmuObjects } from '../dbus/tcmu-objects.ts';
@@ -184,12 +184,21 @@ export class TcmuService {
   /** Devices that were there before us. */
   async #takeOver(): Promise<void> {
     const devices = (await this.#kernel.devices()).filter(({ backstore }) => isOurHandler(backstore.config));
-    await Promise.all(
-      devices.map((uio) => {
-        const entry = this.#entry(uio);
-        return this.#inTurn(entry, () => this.#adopt(entry));
-      }),
-    );
+    await Promise.all(devices.map((uio) => this.#tryAdopt(this.#entry(uio))));
+  }
+
+  /** Takes over one device. One with which that fails does not keep us from the others. */
+  async #tryAdopt(entry: TcmuEntry): Promise<void> {
+    try {
+      await this.#inTurn(entry, () => this.#adopt(entry));
+    } catch (error) {
+      const removed = !(error instanceof LunetteError) && errnoOf(error) === 'ENOENT'; // since it was seen
+      if (removed) return this.#inTurn(entry, () => this.#forget(entry));
+      const { key } = entry.backstore;
+      entry.problem = describe(error);
+      this.#log.error({ error, device: key }, `${key}: ${entry.problem}; initiators are told to come again`);
+      void this.#retryLater(entry, FIRST_RETRY_MS);
+    }
   }
 
   /** Takes over one device: with its commands, or while its creator still waits. */
@@ -202,18 +211,9 @@ export class TcmuService {
       return;
     }
     await backstore.resetRing();
-    try {
-      await this.#open(entry);
-      await backstore.block(false);
-      this.#log.info({ device: backstore.key }, `${backstore.key}: taken over (${entry.uio.backstore.config})`);
-    } catch (error) {
-      entry.problem = describe(error);
-      this.#log.error(
-        { error, device: backstore.key },
-        `${backstore.key}: ${entry.problem}; initiators are told to come again`,
-      );
-      void this.#retryLater(entry, FIRST_RETRY_MS);
-    }
+    await this.#open(entry);
+    await backstore.block(false);
+    this.#log.info({ device: backstore.key }, `${backstore.key}: taken over (${entry.uio.backstore.config})`);
   }
 
   /** Somebody enabled the device while nobody served: the answer is still waited for. */
@@ -246,6 +246,7 @@ export class TcmuService {
       try {
         if (entry.disk === undefined) await this.#open(entry);
         await entry.backstore.block(false);
+        entry.problem = undefined;
         this.#log.info({ device: entry.backstore.key }, `${entry.backstore.key}: taken over at last`);
       } catch (error) {
         this.#log.warn({ error, device: entry.backstore.key }, `${entry.backstore.key}: still not: ${describe(error)}`);
@@ -264,7 +265,7 @@ export class TcmuService {
         if (!isOurHandler(uio.backstore.config)) continue;
         const entry = this.#entry(uio);
         seen.add(entry.backstore.key);
-        if (entry.disk === undefined) await this.#inTurn(entry, () => this.#adopt(entry));
+        if (entry.disk === undefined) await this.#tryAdopt(entry);
       }
       for (const entry of [...this.#entries.values()]) {
         if (!seen.has(entry.backstore.key)) await this.#inTurn(entry, () => this.#forget(entry));

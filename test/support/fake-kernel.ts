@@ -21,6 +21,8 @@ export interface FakeDevice {
 
 export class FakeKernel implements TcmuKernel {
   readonly devicesByMinor = new Map<number, FakeDevice>();
+  /** Names of devices whose commands cannot be stopped, with the error. */
+  readonly unblockable = new Map<string, Error>();
   /** Answers by ticket. */
   readonly answers = new Map<number, number>();
   readonly #t: Cleanup;
@@ -110,6 +112,8 @@ export class FakeKernel implements TcmuKernel {
       [...this.devicesByMinor.values()].find(({ uio }) => uio.backstore.name === name.name);
     const store = new UserBackstore(name, this.#root);
     store.block = async (blocked) => {
+      const error = this.unblockable.get(name.name);
+      if (error !== undefined) throw error;
       find()?.actions.push(`block ${blocked ? 1 : 0}`);
       return true;
     };

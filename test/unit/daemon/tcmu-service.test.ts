@@ -127,3 +127,27 @@ test('a device whose image is not there at the start stays blocked, and is serve
   assert.deepEqual(device.actions, ['block 1', 'reset', 'block 0']);
   assert.equal((await device.ring.in(cdb.read10(0, 8), 4096)).status, 0);
 });
+
+test('a device that cannot be taken over keeps nobody from the others, at the start and when events were lost', {
+  skip,
+}, async (t) => {
+  const { kernel, start, image, answer } = await setUp(t);
+  const failure = (code: string): Error => Object.assign(new Error(`${code}: it did not work`), { code });
+  await kernel.make(1, 'stuck', `qcow2/${await image('stuck')}`, SIZE);
+  await kernel.make(2, 'going', `qcow2/${await image('going')}`, SIZE);
+  const good = await kernel.make(3, 'good', `qcow2/${await image('good')}`, SIZE);
+  kernel.unblockable.set('stuck', failure('EIO')).set('going', failure('ENOENT'));
+  const service = await start();
+  assert.equal((await good.ring.in(cdb.read10(0, 8), 4096)).status, 0);
+  assert.match(service.problems.join('\n'), /^user_0\/stuck: EIO: it did not work$/);
+
+  const later = await kernel.make(4, 'later', `qcow2/${await image('later')}`, SIZE);
+  kernel.devicesByMinor.delete(3);
+  kernel.overflow();
+  await until(() => service.disks.map(({ backstore }) => backstore.name).join() === 'later', 'the rescan');
+  assert.equal((await later.ring.in(cdb.read10(0, 8), 4096)).status, 0);
+  kernel.unblockable.clear();
+  await until(() => service.problems.length === 0, 'the device to be taken over');
+  assert.deepEqual(service.disks.map(({ backstore }) => backstore.name).sort(), ['later', 'stuck']);
+  assert.equal(await answer(kernel.tell({ kind: 'removed' }, later)), 0);
+});
