@@ -25,18 +25,22 @@ export interface SliceCopy {
  */
 export class TableSlices {
   readonly #cache: BlockCache;
-  readonly #space: BlockSpace;
+  readonly #count: number;
+  #space: BlockSpace;
   readonly #load: (slice: number) => Promise<Uint8Array>;
   readonly #dirty = new Map<number, DirtySlice>();
   readonly #loading = new Map<number, Promise<Uint8Array>>();
   readonly #recentNumbers = new Float64Array(RECENT).fill(-1);
   readonly #recent: (Uint8Array | undefined)[] = new Array<Uint8Array | undefined>(RECENT).fill(undefined);
   #changes = 0;
+  /** Counts forget(). */
+  #forgotten = 0;
   #pinnedBytes = 0;
 
   /** @param load gives a slice's bytes as they are in the file; the array is given up by it */
   constructor(cache: BlockCache, count: number, load: (slice: number) => Promise<Uint8Array>) {
     this.#cache = cache;
+    this.#count = count;
     this.#space = cache.space(count);
     this.#load = load;
   }
@@ -62,15 +66,23 @@ export class TableSlices {
   async get(slice: number): Promise<Uint8Array> {
     let bytes = this.tryGet(slice);
     if (bytes !== undefined) return bytes;
+    const forgotten = this.#forgotten;
     let loading = this.#loading.get(slice);
     if (loading === undefined) {
-      loading = this.#load(slice).finally(() => this.#loading.delete(slice));
+      loading = this.#load(slice);
       this.#loading.set(slice, loading);
     }
-    const loaded = await loading;
+    let loaded: Uint8Array;
+    try {
+      loaded = await loading;
+    } finally {
+      if (this.#loading.get(slice) === loading) this.#loading.delete(slice);
+    }
     // Somebody may have changed it since, in memory.
     bytes = this.tryGet(slice);
     if (bytes !== undefined) return bytes;
+    // What was forgotten while it was read is not kept: it is as it was before.
+    if (this.#forgotten !== forgotten) return this.get(slice);
     this.keep(slice, loaded);
     return loaded;
   }
@@ -127,6 +139,14 @@ export class TableSlices {
       this.#pin(-dirty.bytes.length);
       this.#space.set(slice, dirty.bytes);
     }
+  }
+
+  /** Forgets all slices, none of which is changed: another program may have written over them. */
+  forget(): void {
+    this.#forgotten++;
+    this.#loading.clear();
+    this.release();
+    this.#space = this.#cache.space(this.#count);
   }
 
   /** Forgets everything, changes too, and gives the memory back. */

@@ -93,6 +93,11 @@ export class BlockMap {
     }
   }
 
+  /** Reads it anew from here on. Nothing is changed in memory. */
+  forget(): void {
+    this.#slices.forget();
+  }
+
   release(): void {
     this.#slices.release();
   }

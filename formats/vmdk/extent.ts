@@ -22,6 +22,8 @@ export interface VmdkExtent {
   tryMap(offset: number, length: number, out: ExtentBuffer): void;
   /** As tryMap, with I/O where that is needed: appends at least one. @throws {ImageError} CORRUPT */
   map(offset: number, length: number, out: ExtentBuffer): Promise<void>;
+  /** As Layer.renew. Absent: nothing is kept that could be of before. */
+  renew?(offset: number, length: number): Promise<void>;
   tryReadOpaque(offset: number, iov: IoVec): boolean;
   readOpaque(offset: number, iov: IoVec): Promise<void>;
   /** Before the first change of a session. */

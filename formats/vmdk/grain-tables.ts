@@ -77,6 +77,15 @@ export class GrainTables {
     setU32LE(bytes, 4 * (grain % this.entries), entry);
   }
 
+  /** Takes the tables of some grains anew from the file, where another program may have changed or made them. Nothing is changed in memory. */
+  async renew(firstGrain: number, lastGrain: number): Promise<void> {
+    const { storage, directory } = this.#parts;
+    const first = Math.floor(firstGrain / this.entries);
+    const count = Math.floor(lastGrain / this.entries) + 1 - first;
+    this.#slices.forget();
+    await storage.readv(directory.offset + 4 * first, IoVec.of(directory.bytes, 4 * first, 4 * count));
+  }
+
   copies(): SliceCopy[] {
     return this.#slices.copies();
   }

@@ -101,6 +101,17 @@ export class VmdkLayer implements Layer {
     return out.count;
   }
 
+  async renew(offset: number, length: number): Promise<void> {
+    const end = Math.min(offset + length, this.size);
+    if (offset >= end) return;
+    for (let i = this.#find(offset); i < this.#extents.length && (this.#starts[i] as number) < end; i++) {
+      const start = this.#starts[i] as number;
+      const at = Math.max(offset, start);
+      const stop = Math.min(end, this.#starts[i + 1] as number);
+      if (stop > at) await (this.#extents[i] as VmdkExtent).renew?.(at - start, stop - at);
+    }
+  }
+
   /** The extent that holds a guest offset. */
   #find(offset: number): number {
     let low = 0;

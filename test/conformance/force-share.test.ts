@@ -51,6 +51,31 @@ test('what QEMU has flushed is read by the next request of an image that was ope
   assert.equal(await byte(0), 4);
 });
 
+for (const format of ['vdi', 'vmdk']) {
+  test(`what QEMU has flushed into a ${format} image is read by the next request of one that was opened before`, {
+    skip: requires.qemuNbd(),
+  }, async (t) => {
+    const path = join(await temporaryDirectory(t), `disk.${format}`);
+    await qemuImg('create', '-f', format, path, '64M');
+    const { url } = await startQemuNbd(t, path, format);
+    const say = (...commands: string[]) =>
+      runOk('qemu-io', ['-f', 'raw', ...commands.flatMap((command) => ['-c', command]), url]);
+    await say('write -P 1 0 64k', 'flush');
+    const image = await new ImageHost().open(path, { readOnly: true, lock: 'shared' });
+    t.after(() => image.close());
+    const bytes = async () => {
+      const parts = await Promise.all([0, 8, 40].map((at) => bytesAt(image, at * MiB, 512)));
+      return parts.map((part) => part[0]);
+    };
+    assert.deepEqual(await bytes(), [1, 0, 0]);
+    await say('write -P 2 8M 64k', 'write -P 3 40M 64k', 'flush'); // behind the file's old end
+    assert.deepEqual(await bytes(), [1, 2, 3]);
+    const past = new Uint8Array(64 * 1024 * 1024);
+    await image.readv(0, IoVec.of(past));
+    assert.deepEqual([past[64 * KiB - 1], past[64 * KiB], past[40 * MiB]], [1, 0, 3]);
+  });
+}
+
 test('reads beside a QEMU that writes, gives up and moves clusters get one of the states of each cluster', {
   skip: requires.qemuNbd(),
 }, async (t) => {

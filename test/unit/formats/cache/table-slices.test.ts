@@ -89,3 +89,17 @@ test('release gives pinned memory back', async () => {
   assert.equal(cache.stats.pinnedBytes, 0);
   assert.equal(table.dirty, false);
 });
+
+test('what is forgotten is read anew, also when it was being read just then', async () => {
+  const { table, file, loads } = tableOf(4);
+  await table.get(2);
+  (file[2] as Uint8Array).fill(7);
+  table.forget();
+  assert.equal(table.tryGet(2), undefined);
+  const before = table.get(2); // reads 7
+  (file[2] as Uint8Array).fill(8);
+  table.forget();
+  const after = table.get(2);
+  assert.deepEqual([(await before)[0], (await after)[0], table.tryGet(2)?.[0]], [8, 8, 8]);
+  assert.deepEqual(loads, [2, 2, 2]);
+});
