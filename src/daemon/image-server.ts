@@ -189,7 +189,13 @@ export class ImageServer {
     if (this.#closing !== undefined) throw new LunetteError('CLOSED', 'the server is closed');
     checkRequest(request);
     const served = await openTarget(this.#opener, [request]);
-    this.#portal.addTarget(served.target);
+    try {
+      this.#portal.addTarget(served.target);
+    } catch (error) {
+      this.#opener.taken.delete(served.name);
+      await closeInOrder([() => served.device.close(), () => closeTogether(imagesOf([served]))]).catch(() => undefined);
+      throw error;
+    }
     this.#served.push(served);
     return this.#imagesOf(served)[0] as ServedImage;
   }

@@ -139,7 +139,12 @@ export class NbdImageServer {
     if (this.#closing !== undefined) throw new LunetteError('CLOSED', 'the server is closed');
     checkRequest(request);
     const named = await open(this.#opener, request);
-    await this.#exports.add(named);
+    try {
+      await this.#exports.add(named);
+    } catch (error) {
+      this.#opener.taken.delete(named.name);
+      throw error;
+    }
     return this.#served(named);
   }
 
