@@ -232,8 +232,11 @@ async function writeImage(
   const host = hostFor(options, staged.open);
   const open = (): Promise<ChainImage> => host.open(staged.path, { format: creator.format });
   const from = options.part?.source ?? source;
+  // What is left out is not observed: a checksum needs all of it.
   const unchangedIn = (image: ChainImage) =>
-    backing === undefined ? undefined : (options.part?.unchanged ?? unchangedBelow(options.sources, image));
+    backing === undefined || checksum !== undefined
+      ? undefined
+      : (options.part?.unchanged ?? unchangedBelow(options.sources, image));
   const begun = await resumption?.takeUp(
     open,
     (image) =>
@@ -270,8 +273,7 @@ async function writeImage(
       from: begun?.from,
       targetIsZero: backing === undefined,
       overBacking: backing !== undefined,
-      // What is left out is not observed: a checksum needs all of it.
-      unchanged: checksum === undefined ? unchangedIn(image) : undefined,
+      unchanged: unchangedIn(image),
       encoder,
       clone: options.clone !== false && !observers && !options.sources.some(isShared),
       transfer: !options.sources.some(isShared),

@@ -106,18 +106,14 @@ async function writeOptimized(
 class Sink {
   position = 0;
   readonly #write: (bytes: Uint8Array) => Promise<void>;
-  readonly #aborted: Promise<never> | undefined;
+  readonly #signal: AbortSignal | undefined;
+  readonly #path: string;
   #writing: Promise<void> = Promise.resolve();
 
   constructor(write: (bytes: Uint8Array) => Promise<void>, signal: AbortSignal | undefined, path: string) {
     this.#write = write;
-    if (signal === undefined) return;
-    this.#aborted = new Promise((_, reject) => {
-      const fail = (): void => reject(new LunetteError('ABORTED', 'interrupted', { path }));
-      if (signal.aborted) fail();
-      else signal.addEventListener('abort', fail, { once: true });
-    });
-    this.#aborted.catch(() => undefined); // whoever waits hears of it
+    this.#signal = signal;
+    this.#path = path;
   }
 
   async put(bytes: Uint8Array): Promise<void> {
@@ -129,7 +125,15 @@ class Sink {
 
   /** Waits for the last piece: a reader that takes nothing any more cannot hold up an interrupt. */
   async end(): Promise<void> {
-    if (this.#aborted === undefined) await this.#writing;
-    else await Promise.race([this.#writing, this.#aborted]);
+    const signal = this.#signal;
+    if (signal === undefined) return this.#writing;
+    // Not a race with one promise for all pieces: that would remember each of them.
+    await new Promise<void>((resolve, reject) => {
+      const fail = (): void => reject(new LunetteError('ABORTED', 'interrupted', { path: this.#path }));
+      if (signal.aborted) return fail();
+      signal.addEventListener('abort', fail, { once: true });
+      const forget = (): void => signal.removeEventListener('abort', fail);
+      this.#writing.finally(forget).then(resolve, reject);
+    });
   }
 }

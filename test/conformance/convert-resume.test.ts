@@ -187,6 +187,42 @@ test('over a backing file a conversion is continued, too, and still writes only 
   assert.ok(bytes <= 8 * MiB && bytes >= 6 * MiB, `${bytes} bytes`);
 });
 
+test('over a backing file that the source stands on, a conversion with a checksum is continued', {
+  skip,
+}, async (t) => {
+  const random = randomFor(t);
+  const folder = await temporaryDirectory(t);
+  const { path } = await sourceDisk(folder, random);
+  const base = join(folder, 'base.qcow2');
+  await qemu.convert(path, base, '-f', 'raw', '-O', 'qcow2');
+  const overlay = join(folder, 'overlay.qcow2');
+  await qemu.img('create', '-q', '-f', 'qcow2', '-b', base, '-F', 'qcow2', overlay);
+  await qemu.io(overlay, 'write -P 1 1M 5M', 'write -z 9M 2M', 'write -P 2 20M 1M');
+  const target = join(folder, 'disk.qcow2');
+  const options = { format: 'qcow2', backing: { reference: 'base.qcow2', format: 'qcow2' }, checksum: true };
+  const openOverlay = async () => {
+    const image = await createHost().open(overlay, { readOnly: true });
+    t.after(() => image.close());
+    return new FailingDisk(image, true);
+  };
+  const first = await openOverlay();
+  first.failAfter = 20 * MiB;
+  assert.match(String((await attempt({ target, disk: first, options })).error), /the cable is out/);
+  const second = await openOverlay();
+  const { said, result } = await attempt({ target, disk: second, options });
+  assert.match(said.join('\n'), /^goes on where/);
+  const raw = join(folder, 'whole.raw');
+  await qemu.convert(overlay, raw, '-f', 'qcow2', '-O', 'raw');
+  assert.equal(
+    result?.checksum,
+    createHash('sha256')
+      .update(await readFile(raw))
+      .digest('hex'),
+  );
+  assert.equal(await qemu.compare(target, overlay), true);
+  await qemu.assertClean(target);
+});
+
 test('what the target does not hold any more as the journal says is written again', { skip }, async (t) => {
   const random = randomFor(t);
   const folder = await temporaryDirectory(t);

@@ -83,6 +83,12 @@ test('a request that fails ends the run with its error, when the others have end
   assert.ok(image.offsets.length < 100);
 });
 
+test('a flush that fails ends the run with its error, also when nobody else waits for it', async () => {
+  const image = new NotingImage();
+  image.flush = () => Promise.reject(new Error('full'));
+  for (const depth of [1, 8]) await assert.rejects(bench(image, { depth, pattern: 1, flushEvery: 5 }), /full/);
+});
+
 test('bench writes its pattern and nothing else, and reading changes nothing', async (t) => {
   const path = join(await temporaryDirectory(t), 'disk.raw');
   await writeFile(path, Buffer.alloc(MiB, 1));

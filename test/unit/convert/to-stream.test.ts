@@ -4,6 +4,8 @@ import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { setImmediate as nextTurn } from 'node:timers/promises';
+import { setFlagsFromString } from 'node:v8';
+import { runInNewContext } from 'node:vm';
 import { GiB, KiB, MiB } from '../../../formats/core/units.ts';
 import { ChainImage } from '../../../formats/image/chain.ts';
 import { ABSENT, MemoryStorage } from '../../../formats/index.ts';
@@ -20,6 +22,20 @@ import { temporaryDirectory } from '../../support/temporary.ts';
 const disk = (bytes: Uint8Array): ChainImage =>
   new ChainImage([new RawLayer(new MemoryStorage({ bytes }), true)], { readOnly: true });
 
+function holeOf(size: number): DiskSource {
+  return {
+    path: 'hole',
+    size,
+    async map(offset, length, out) {
+      out.begin(offset);
+      out.append(ABSENT, length);
+      return out.count;
+    },
+    tryReadv: () => assert.fail('holes are not read'),
+    readv: () => assert.fail('holes are not read'),
+  };
+}
+
 test('an interrupt ends a stream whose reader takes nothing', async () => {
   const interrupted = new AbortController();
   let written = 0;
@@ -34,6 +50,39 @@ test('an interrupt ends a stream whose reader takes nothing', async () => {
   interrupted.abort();
   await assert.rejects(converting, { code: 'ABORTED' });
   assert.equal(written, 1);
+});
+
+test('an interrupt ends a stream whose reader is quicker than the disk', async () => {
+  const interrupted = new AbortController();
+  let written = 0;
+  const converting = convertToStream(
+    async () => {
+      written++;
+      interrupted.abort();
+    },
+    { sources: [disk(new Uint8Array(4 * MiB).fill(1))], signal: interrupted.signal },
+  );
+  await assert.rejects(converting, { code: 'ABORTED' });
+  assert.equal(written, 1);
+});
+
+test('a long stream that can be interrupted leaves nothing in memory for what has gone out', async () => {
+  setFlagsFromString('--expose-gc');
+  const collect = runInNewContext('gc') as () => void;
+  const heap = (): number => {
+    collect();
+    return process.memoryUsage().heapUsed;
+  };
+  const interrupted = new AbortController();
+  const before = heap();
+  let end = before;
+  let left = 64 * 1024;
+  const write = async (): Promise<void> => {
+    if (--left === 0) end = heap();
+  };
+  await convertToStream(write, { sources: [holeOf(64 * GiB)], signal: interrupted.signal });
+  assert.equal(left, 0);
+  assert.ok(end - before < 6 * MiB, `${end - before} bytes more`);
 });
 
 test('a streamOptimized disk goes out in order, twice the same, and qemu-img finds the disk in it', {
@@ -79,20 +128,8 @@ test('a checksum of parts equals that of the whole, in whatever pieces they come
 });
 
 test('a checksum over a huge hole leaves turns to others, and can be interrupted', async () => {
-  const size = 64 * 1024 * GiB;
-  const hole: DiskSource = {
-    path: 'hole',
-    size,
-    async map(offset, length, out) {
-      out.begin(offset);
-      out.append(ABSENT, length);
-      return out.count;
-    },
-    tryReadv: () => assert.fail('holes are not read'),
-    readv: () => assert.fail('holes are not read'),
-  };
   const interrupted = new AbortController();
-  const summing = checksumDisk(hole, 'sha256', { signal: interrupted.signal });
+  const summing = checksumDisk(holeOf(64 * 1024 * GiB), 'sha256', { signal: interrupted.signal });
   setTimeout(() => interrupted.abort(), 50);
   await assert.rejects(summing, { code: 'ABORTED' });
 });
