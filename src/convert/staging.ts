@@ -168,7 +168,10 @@ export class StagedTarget {
       if (errnoOf(error) !== 'EEXIST') throw fromSystemError(error, 'cannot write it', { path: final });
       made = false;
     }
-    if (!made) await this.#takeOver(temporary, final);
+    if (!made) {
+      await this.#takeOver(temporary, final);
+      made = await renewIfLinked(temporary, final);
+    }
     this.#files.push({ final, temporary, replaces: existing !== undefined });
     if (isMain) this.#found = !made && this.#options.keep === true;
     if (!made && this.#options.keep !== true) await emptyFile(temporary);
@@ -259,6 +262,23 @@ async function giveName({ temporary, final, replaces }: Staged): Promise<() => P
     // What it replaced is gone: then the new file stays.
     if (!replaces) await rename(final, temporary);
   };
+}
+
+/**
+ * An attempt that was killed right after it had swapped the names left what was there before: where that has another name, as in a backup of hard
+ * links, nothing may be written into it.
+ *
+ * @returns whether there is a new file in its place
+ */
+async function renewIfLinked(temporary: string, final: string): Promise<boolean> {
+  try {
+    if ((await stat(temporary)).nlink < 2) return false;
+    await unlink(temporary);
+    await (await open(temporary, 'wx')).close();
+    return true;
+  } catch (error) {
+    throw fromSystemError(error, 'cannot write it', { path: final });
+  }
 }
 
 async function emptyFile(file: string): Promise<void> {

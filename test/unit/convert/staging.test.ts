@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
-import { readdir, readFile, unlink, writeFile } from 'node:fs/promises';
+import { link, readdir, readFile, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { IoVec, type StorageOpener } from '../../../formats/index.ts';
@@ -64,3 +64,15 @@ for (const replaced of [true, false]) {
     assert.equal(existsSync(lost), false);
   });
 }
+
+test('what an attempt left under the temporary name is not written into where it has another name', async (t) => {
+  const folder = await temporaryDirectory(t);
+  for (const name of ['main', 'extent']) {
+    await writeFile(join(folder, `backup-${name}`), `old ${name}`);
+    await link(join(folder, `backup-${name}`), temporaryName(join(folder, name)));
+  }
+  await (await twoFiles(t, folder)).commit();
+  assert.equal(await text(folder, 'main'), 'new main');
+  assert.equal(await text(folder, 'backup-main'), 'old main');
+  assert.equal(await text(folder, 'backup-extent'), 'old extent');
+});
