@@ -8,6 +8,7 @@ import { runOk } from '../../support/process.ts';
 import { randomFor } from '../../support/random.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
 import { requiresVm, runVm } from '../../support/vm.ts';
+import { requiresPackaging, tryPackage } from './package.ts';
 
 const img = (folder: string, ...args: string[]): Promise<string> => runOk('qemu-img', args, { cwd: folder });
 
@@ -46,6 +47,14 @@ suite('over the kernel’s target', { concurrency: 2, skip: requiresVm() }, () =
     await writeFile(join(seed, 'seed'), `${randomFor(t).below(2 ** 31)}\n`);
     await runVm(t, 'storage', { seed, seconds: 600 });
   });
+
+  test(
+    'the Debian package takes tcmu-runner’s place, is kept running by systemd, and leaves nothing when it is removed',
+    {
+      skip: requiresPackaging(),
+    },
+    tryPackage,
+  );
 
   test('stock targetcli makes, saves, restores, grows and deletes backstores; daemons come and go meanwhile', async (t) => {
     const seed = await temporaryDirectory(t);

@@ -1,0 +1,45 @@
+/** The Debian package on a machine with systemd. */
+
+import { copyFile, mkdir, readdir, rm, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { TestContext } from 'node:test';
+import { npmEnvironment } from '../../support/npm.ts';
+import { PROJECT_ROOT, runOk } from '../../support/process.ts';
+import { randomFor } from '../../support/random.ts';
+import { requirePrograms, type Skip } from '../../support/requires.ts';
+import { temporaryDirectory } from '../../support/temporary.ts';
+import { runVm } from '../../support/vm.ts';
+
+/** What making and using the package takes, beside the VM. */
+export function requiresPackaging(): Skip {
+  const programs = ['dpkg-deb', 'npm', 'make', 'g++', 'python3', 'tcmu-runner', 'systemd-analyze', 'mandoc', 'setpriv'];
+  return requirePrograms(programs, 'build-essential, tcmu-runner, systemd and mandoc');
+}
+
+/** Makes the package, and gives its path. In a copy of this checkout: what is compiled for it is compiled anew, while others run what is here. */
+async function buildPackage(directory: string): Promise<string> {
+  const copy = join(directory, 'checkout');
+  await mkdir(copy);
+  const entries = (await readdir(PROJECT_ROOT)).filter((name) => name !== '.git' && name !== 'dist');
+  await runOk('cp', ['-a', '--reflink=auto', ...entries, copy], { cwd: PROJECT_ROOT });
+  const printed = await runOk(join(copy, 'scripts/build-deb'), [directory], {
+    cwd: copy,
+    env: npmEnvironment(),
+    timeoutMs: 900_000,
+  });
+  await rm(copy, { recursive: true });
+  return printed.trim().split('\n').at(-1) as string;
+}
+
+/** Lets a machine install, use and remove the package. */
+export async function tryPackage(t: TestContext): Promise<void> {
+  const path = await buildPackage(await temporaryDirectory(t));
+  const seed = await temporaryDirectory(t);
+  const images = join(seed, 'images');
+  await mkdir(images);
+  await copyFile(path, join(seed, 'lunette.deb'));
+  await runOk('qemu-img', ['create', '-q', '-f', 'qcow2', join(images, 'disk.qcow2'), '64M']);
+  await runOk('qemu-img', ['create', '-q', '-f', 'qcow2', join(images, 'side.qcow2'), '16M']);
+  await writeFile(join(seed, 'pattern'), randomFor(t).bytes(1024 * 1024));
+  await runVm(t, 'package', { seed, systemd: true, seconds: 1200 });
+}
