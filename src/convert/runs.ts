@@ -26,11 +26,11 @@ export interface RunOptions {
 
 /** The parts of a disk that hold data, in order, as its metadata has them. Holes are not read. */
 export async function* dataRuns(disk: DiskSource, options: RunOptions): AsyncGenerator<DataRun> {
-  const { unit, from = 0, skip, zeros = false, longest = Number.POSITIVE_INFINITY } = options;
+  const { unit, from: begin = 0, skip, zeros = false, longest = Number.POSITIVE_INFINITY } = options;
   const extents = new ExtentBuffer();
   /** Runs before it have been given out. */
-  let done = from;
-  for (let at = from; at < disk.size; at = extents.end) {
+  let done = begin;
+  for (let at = begin; at < disk.size; at = extents.end) {
     await disk.map(at, disk.size - at, extents);
     for (let i = 0; i < extents.count; i++) {
       const kind = extents.kinds[i];
@@ -40,18 +40,34 @@ export async function* dataRuns(disk: DiskSource, options: RunOptions): AsyncGen
       const stop = start + (extents.lengths[i] as number);
       const first = Math.max(done, alignDown(start, unit));
       const end = Math.min(disk.size, alignUp(stop, unit));
-      const exact = kind === DATA && first >= start && end <= stop;
-      const storageOffset = (extents.storageOffsets[i] as number) + first - start;
-      for (let offset = first; offset < end; offset += longest) {
-        yield {
-          offset,
-          length: Math.min(longest, end - offset),
-          storage: exact ? (extents.storages[i] ?? null) : null,
-          storageOffset: exact ? storageOffset + offset - first : 0,
-        };
+      const storage = kind === DATA ? (extents.storages[i] ?? null) : null;
+      // Only whole units lie in one place. The first and the last may go on in what is next to the extent.
+      const from = Math.min(end, first >= start ? first : alignUp(start, unit));
+      const to = storage === null ? from : Math.max(from, end <= stop ? end : alignDown(stop, unit));
+      const storageOffset = (extents.storageOffsets[i] as number) - start;
+      if (to === from) {
+        yield* split(first, end, longest, null, 0);
+      } else {
+        yield* split(first, from, longest, null, 0);
+        yield* split(from, to, longest, storage, storageOffset + from);
+        yield* split(to, end, longest, null, 0);
       }
       done = Math.max(done, end);
     }
+  }
+}
+
+/** A part of a disk as runs that are not too long. */
+function* split(
+  start: number,
+  end: number,
+  longest: number,
+  storage: Storage | null,
+  storageOffset: number,
+): Generator<DataRun> {
+  for (let offset = start; offset < end; offset += longest) {
+    const length = Math.min(longest, end - offset);
+    yield { offset, length, storage, storageOffset: storage === null ? 0 : storageOffset + offset - start };
   }
 }
 

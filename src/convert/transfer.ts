@@ -4,6 +4,8 @@ import type { DataRun } from './runs.ts';
 
 /** Bytes of one native call: long enough that what JavaScript does for each does not count, short enough to be interrupted. */
 const PIECE = 8 * MiB;
+/** Pieces in flight. A file takes one write at a time: a third thread would wait for the two that read and write. */
+const PARALLEL = 2;
 /** Shorter runs are gathered into larger writes instead. */
 export const SHORTEST_TRANSFER = 512 * 1024;
 
@@ -26,48 +28,63 @@ interface Part {
 }
 
 /**
- * Copies a run between files within native code, so that its bytes stay on one core and are nobody's garbage. While one piece is written, the
- * next is looked through for zeros.
+ * Copies a run between files within native code: each piece is read and written by one thread, so that its bytes stay on one core and are
+ * nobody's garbage. Two pieces are in flight, and told of in the order of the disk.
  *
  * @returns bytes from the run's start that are done; the rest cannot be done like this
+ * @throws {LunetteError} what copying throws, for the first piece that fails. Nothing is in flight then
  */
 export async function transferRun(
-  { offset, length, storage, storageOffset }: DataRun & { readonly storage: Storage },
+  run: DataRun & { readonly storage: Storage },
   target: Image,
   options: TransferOptions,
 ): Promise<number> {
-  const { unit, targetIsZero } = options;
-  const leavesOut = unit !== 0 && targetIsZero && target.limits.allocationUnit === 1;
-  const look = async (at: number): Promise<readonly Part[] | undefined> => {
-    const take = Math.min(PIECE, length - at);
-    if (unit === 0 || leavesOut) return [{ at: 0, length: take, zero: false }];
-    return zeroPartsOf(storage, storageOffset + at, take, unit);
-  };
-  let ahead = look(0);
+  const { offset, length } = run;
+  const inFlight: Promise<number>[] = [];
+  let done = 0;
   try {
-    for (let at = 0; at < length; at += PIECE) {
-      const parts = await ahead;
-      if (parts === undefined) return at;
-      options.check();
-      if (at + PIECE < length) {
-        ahead = look(at + PIECE);
-        ahead.catch(() => undefined); // the next turn hears of it
+    for (let next = 0; done < length; ) {
+      for (; next < length && inFlight.length < PARALLEL; next += PIECE) {
+        options.check();
+        const piece = transferPiece(run, next, Math.min(PIECE, length - next), target, options);
+        piece.catch(() => undefined); // its turn comes below
+        inFlight.push(piece);
       }
-      for (const part of parts) {
-        const start = at + part.at;
-        if (!part.zero) {
-          const leaveOut = leavesOut ? unit : 0;
-          const from = { source: storage, sourceOffset: storageOffset + start, leaveOut };
-          const done = await target.copyFrom?.(offset + start, part.length, from);
-          if (done !== part.length) return start + (done ?? 0);
-        } else if (!targetIsZero) {
-          await target.writeZeroes(offset + start, part.length, true);
-        }
-      }
-      options.done(offset + Math.min(length, at + PIECE));
+      const take = Math.min(PIECE, length - done);
+      const moved = await (inFlight.shift() as Promise<number>);
+      if (moved < take) return done + moved;
+      done += take;
+      options.done(offset + done);
     }
   } finally {
-    await ahead.catch(() => undefined);
+    await Promise.allSettled(inFlight);
+  }
+  return done;
+}
+
+/** @param at from the run's start. @returns bytes from the piece's start that are done */
+async function transferPiece(
+  { offset, storage, storageOffset }: DataRun & { readonly storage: Storage },
+  at: number,
+  length: number,
+  target: Image,
+  { unit, targetIsZero }: TransferOptions,
+): Promise<number> {
+  const leavesOut = unit !== 0 && targetIsZero && target.limits.allocationUnit === 1;
+  const parts =
+    unit === 0 || leavesOut
+      ? [{ at: 0, length, zero: false }]
+      : await zeroPartsOf(storage, storageOffset + at, length, unit);
+  if (parts === undefined) return 0;
+  for (const part of parts) {
+    const start = at + part.at;
+    if (!part.zero) {
+      const from = { source: storage, sourceOffset: storageOffset + start, leaveOut: leavesOut ? unit : 0 };
+      const done = (await target.copyFrom?.(offset + start, part.length, from)) ?? 0;
+      if (done !== part.length) return part.at + done;
+    } else if (!targetIsZero) {
+      await target.writeZeroes(offset + start, part.length, true);
+    }
   }
   return length;
 }
