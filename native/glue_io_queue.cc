@@ -259,6 +259,7 @@ void RegisterIoQueue(Napi::Env env, Napi::Object exports) {
       {"testLock", Operation::kTestLock},
       {"copySparse", Operation::kCopySparse},
       {"findZeros", Operation::kFindZeros},
+      {"compare", Operation::kCompare},
   };
   Napi::Object codes = Napi::Object::New(env);
   for (const auto& entry : operations) codes.Set(entry.name, static_cast<uint32_t>(entry.operation));

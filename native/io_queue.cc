@@ -64,6 +64,8 @@ int64_t Execute(Request& r) {
       if (r.segments.size() != 1) return -EINVAL;
       return FindZeros(r.fd, r.offset, r.length, r.source_offset, static_cast<uint8_t*>(r.segments[0].iov_base),
                        r.segments[0].iov_len);
+    case Operation::kCompare:
+      return CompareData(r.fd, r.offset, r.source, r.source_offset, r.length);
     case Operation::kDeviceDiscard:
       return DeviceDiscard(r.fd, r.offset, r.length);
     case Operation::kDeviceZeroOut:

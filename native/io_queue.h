@@ -35,6 +35,8 @@ enum class Operation : uint32_t {
   kInflate,
   kCopySparse,
   kFindZeros,
+  // `source` -1: with zeros.
+  kCompare,
 };
 
 struct Request {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <cstdlib>
+#include <cstring>
 #include <memory>
 
 #include "file_ops.h"
@@ -43,6 +44,13 @@ int64_t Read(int fd, uint8_t* to, size_t length, int64_t offset) {
 int64_t Write(int fd, uint8_t* from, size_t length, int64_t offset) {
   iovec segment{from, length};
   return WriteAt(fd, &segment, 1, offset);
+}
+
+// Reads; what lies behind the end of the file is zeros.
+int64_t ReadFilled(int fd, uint8_t* to, size_t length, int64_t offset) {
+  int64_t done = Read(fd, to, length, offset);
+  if (done >= 0 && static_cast<size_t>(done) < length) memset(to + done, 0, length - static_cast<size_t>(done));
+  return done;
 }
 
 // Whether the kernel cannot copy between these files, which says nothing against reading and writing them.
@@ -133,6 +141,27 @@ int64_t FindZeros(int fd, int64_t offset, int64_t length, int64_t unit, uint8_t*
     }
   }
   return 0;
+}
+
+int64_t CompareData(int fd, int64_t offset, int other, int64_t other_offset, int64_t length) {
+  uint8_t* one = Buffer(kBuffer);
+  if (one == nullptr) return -ENOMEM;
+  constexpr size_t kHalf = kBuffer / 2;
+  uint8_t* two = one + kHalf;
+  for (int64_t at = 0; at < length;) {
+    size_t take = static_cast<size_t>(std::min<int64_t>(kHalf, length - at));
+    int64_t result = ReadFilled(fd, one, take, offset + at);
+    if (result < 0) return result;
+    if (other < 0) {
+      if (!IsZero(one, take)) return at + (std::find_if(one, one + take, [](uint8_t byte) { return byte != 0; }) - one);
+    } else {
+      result = ReadFilled(other, two, take, other_offset + at);
+      if (result < 0) return result;
+      if (memcmp(one, two, take) != 0) return at + (std::mismatch(one, one + take, two).first - one);
+    }
+    at += static_cast<int64_t>(take);
+  }
+  return length;
 }
 
 }  // namespace lunette

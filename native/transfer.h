@@ -15,4 +15,8 @@ int64_t CopyData(int source, int64_t source_offset, int fd, int64_t offset, int6
 // than it must. Returns 0 or a negative errno; -EINVAL when `out` has no room for a byte per unit.
 int64_t FindZeros(int fd, int64_t offset, int64_t length, int64_t unit, uint8_t* out, size_t room);
 
+// Compares a range of a file with one of another file, or with zeros (`other` -1); what lies behind the end of a file is zeros. Returns how many
+// bytes from the start are equal, or a negative errno.
+int64_t CompareData(int fd, int64_t offset, int other, int64_t other_offset, int64_t length);
+
 }  // namespace lunette

@@ -65,6 +65,15 @@ export interface Storage {
    */
   zeroUnits?(offset: number, length: number, unit: number, out: Uint8Array): Promise<boolean>;
 
+  /** Whether compareWith() works with another storage, or with zeros (null). Absent: never. */
+  canCompare?(other: Storage | null): boolean;
+  /**
+   * Compares a range with one of another storage, or with zeros (null), without the bytes passing through the caller.
+   *
+   * @returns bytes from the start of the range that are equal
+   */
+  compareWith?(other: Storage | null, otherOffset: number, offset: number, length: number): Promise<number>;
+
   /** Whether ranges of a source can be shared at all: both on one file system that can. Absent: never. */
   canClone?(source: Storage): Promise<boolean>;
   /**

@@ -1,12 +1,14 @@
 import { LunetteError } from '../../formats/core/errors.ts';
 import { MiB } from '../../formats/core/units.ts';
-import { ABSENT, DATA, ExtentBuffer, OPAQUE } from '../../formats/index.ts';
+import { ABSENT, DATA, ExtentBuffer, OPAQUE, type Storage } from '../../formats/index.ts';
 import { isZero } from '../io/native.ts';
 import { ChunkMemory } from './chunk-memory.ts';
-import { type DiskSource, listOf, readDisk, withSize } from './disk.ts';
+import { type DiskSource, isShared, listOf, readDisk, withSize } from './disk.ts';
 import { asBuffer } from './zero-parts.ts';
 
 const CHUNK = 1 * MiB;
+/** Bytes of one native call. */
+const PIECE = 4 * MiB;
 /** Pieces that are being read at the same time. */
 const PARALLEL = 8;
 
@@ -31,6 +33,14 @@ interface Span {
   /** Which of both must be read: the others read as zeros. */
   readonly first: boolean;
   readonly second: boolean;
+  /** Where the bytes of those lie, when that is in files whose bytes the addon can compare. */
+  readonly places: { readonly a: Place; readonly b: Place | undefined } | undefined;
+}
+
+/** Bytes as they are, in a storage. */
+interface Place {
+  readonly storage: Storage;
+  readonly offset: number;
 }
 
 /**
@@ -42,6 +52,8 @@ export async function compareDisks(a: DiskSource, b: DiskSource, options: Compar
   const [first, second] = [withSize(a, size), withSize(b, size)];
   const memory = new ChunkMemory(CHUNK, 2 * PARALLEL * CHUNK);
   const pending: { readonly offset: number; readonly result: Promise<number | undefined> }[] = [];
+  // Where others write meanwhile, what the map said does not hold for long.
+  const inPlace = !isShared(a) && !isShared(b);
   let found: number | undefined;
   let allocation: number | undefined;
   const drain = async (left: number): Promise<void> => {
@@ -60,9 +72,12 @@ export async function compareDisks(a: DiskSource, b: DiskSource, options: Compar
         allocation = span;
         break;
       }
-      for (let at = 0; at < span.length; at += CHUNK) {
-        const part = { ...span, offset: span.offset + at, length: Math.min(CHUNK, span.length - at) };
-        const result = compareSpan(first, second, part, memory);
+      const places = inPlace ? span.places : undefined;
+      const step = places === undefined ? CHUNK : PIECE;
+      for (let at = 0; at < span.length; at += step) {
+        const part = { ...span, offset: span.offset + at, length: Math.min(step, span.length - at) };
+        const result =
+          places === undefined ? compareSpan(first, second, part, memory) : comparePlaces(places.a, places.b, part, at);
         result.catch(() => undefined);
         pending.push({ offset: part.offset + part.length, result });
         await drain(PARALLEL - 1);
@@ -76,6 +91,19 @@ export async function compareDisks(a: DiskSource, b: DiskSource, options: Compar
   }
   if (found === undefined) options.progress?.(size);
   return { differsAt: found, allocationDiffersAt: found === undefined ? allocation : undefined };
+}
+
+/** @param at of the part, from the places on. @returns the guest offset of the first difference */
+async function comparePlaces(
+  a: Place,
+  b: Place | undefined,
+  { offset, length }: Span,
+  at: number,
+): Promise<number | undefined> {
+  const other = b?.storage ?? null;
+  const equal = await a.storage.compareWith?.(other, (b?.offset ?? 0) + at, a.offset + at, length);
+  if (equal === undefined) throw new TypeError('canCompare() without compareWith()');
+  return equal === length ? undefined : offset + equal;
 }
 
 /** @returns the offset of the first difference */
@@ -137,9 +165,17 @@ async function* spansOf(a: DiskSource, b: DiskSource, size: number): AsyncGenera
       yield at;
     }
     const [first, second] = [one.holds, other.holds];
-    if ((first || second) && !one.sharesWith(other, at)) yield { offset: at, length, first, second };
+    if ((first || second) && !one.sharesWith(other, at))
+      yield { offset: at, length, first, second, places: placesOf(one, other, at) };
     at += length;
   }
+}
+
+function placesOf(one: MapCursor, other: MapCursor, at: number): Span['places'] {
+  const [a, b] = [one.place(at), other.place(at)];
+  if ((one.holds && a === undefined) || (other.holds && b === undefined)) return undefined;
+  if (a !== undefined && a.storage.canCompare?.(b?.storage ?? null) === true) return { a, b };
+  return a === undefined && b?.storage.canCompare?.(null) === true ? { a: b, b: undefined } : undefined;
 }
 
 /** The extent that holds an offset, moving forward. */
@@ -182,13 +218,16 @@ class MapCursor {
 
   /** Both have their bytes in the same place of the same file. */
   sharesWith(other: MapCursor, at: number): boolean {
-    return this.#place(at) !== undefined && this.#place(at) === other.#place(at);
+    const [one, two] = [this.place(at), other.place(at)];
+    return one !== undefined && one.storage.id === two?.storage.id && one.offset === two.offset;
   }
 
-  #place(at: number): string | undefined {
+  /** Where the byte of a guest offset lies, in the extent that holds it; undefined when it does not lie anywhere as it is. */
+  place(at: number): Place | undefined {
     const { kinds, storages, storageOffsets, offsets } = this.#extents;
     const i = this.#index;
-    if (kinds[i] !== DATA || storages[i] === null) return undefined;
-    return `${storages[i]?.id}+${(storageOffsets[i] as number) + at - (offsets[i] as number)}`;
+    const storage = storages[i];
+    if (kinds[i] !== DATA || storage === null || storage === undefined) return undefined;
+    return { storage, offset: (storageOffsets[i] as number) + at - (offsets[i] as number) };
   }
 }

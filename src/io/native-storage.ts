@@ -251,6 +251,24 @@ export class NativeStorage implements Storage {
     }
   }
 
+  canCompare(other: Storage | null): boolean {
+    return (other === null || other.fd !== null) && this.#queue.operations.compare !== undefined;
+  }
+
+  async compareWith(other: Storage | null, otherOffset: number, offset: number, length: number): Promise<number> {
+    this.#lifetime.enter();
+    try {
+      const fd = other === null ? -1 : other.fd;
+      if (fd === null) throw new TypeError('only what has a descriptor is compared');
+      const done = await this.#queue.compare(this.fd, offset, fd, otherOffset, length);
+      if (done < 0)
+        throw this.#failure(done, other === null ? 'reading' : `comparing ${other.path} with`, 'pread', offset);
+      return done;
+    } finally {
+      this.#lifetime.leave();
+    }
+  }
+
   async copyFrom(source: Storage, sourceOffset: number, offset: number, length: number, leaveOut = 0): Promise<number> {
     this.#enterWrite(offset);
     try {

@@ -54,6 +54,7 @@ export interface QueueOperations {
   /** Absent in an addon that was built before they were. */
   readonly copySparse?: number;
   readonly findZeros?: number;
+  readonly compare?: number;
 }
 
 /** What probeDirectory finds, as bits. */

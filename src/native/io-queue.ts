@@ -108,6 +108,17 @@ export class IoQueue {
   }
 
   /**
+   * Compares a range of `fd` with one of `other`, or with zeros where that is -1. Behind the end of a file there are zeros.
+   *
+   * @returns bytes from the start that are equal
+   */
+  compare(fd: number, offset: number, other: number, otherOffset: number, length: number): Promise<number> {
+    const { compare } = this.operations;
+    if (compare === undefined) throw new TypeError('this addon cannot compare');
+    return this.#push(compare, fd, offset, length, undefined, other, otherOffset);
+  }
+
+  /**
    * Unpacks a deflate stream: `iov` is two pieces, the stream and room for the output, neither empty; `form` is the number of a DeflateForm (native/inflate.h). Only where `operations.inflate` is there.
    *
    * @returns bytes of output

@@ -332,3 +332,24 @@ test('zeroUnits says of each unit whether it is zeros, and of what is behind the
   }
   await assert.rejects(storage.zeroUnits(0, 4096, 512, new Uint8Array(7)), { code: 'INVALID' });
 });
+
+test('compareWith counts the equal bytes before a difference; what is behind an end is zeros', { skip }, async (t) => {
+  const random = randomFor(t);
+  const bytes = random.bytes(700_000);
+  bytes.fill(0, 600_000);
+  const one = await opened(t, bytes);
+  const same = await opened(t, bytes.slice(0, 600_000));
+  assert.equal(await one.compareWith(same, 5, 5, 1_000_000), 1_000_000);
+  for (let i = 0; i < 20; i++) {
+    const at = random.below(600_000);
+    const changed = bytes.slice();
+    changed[at] = (changed[at] as number) ^ 1;
+    const offset = random.below(at + 1);
+    assert.equal(await one.compareWith(await opened(t, changed), offset, offset, bytes.length - offset), at - offset);
+  }
+  assert.equal(await one.compareWith(null, 0, 600_000, 500_000), 500_000);
+  const marked = new Uint8Array(500_000);
+  marked[333_333] = 1;
+  assert.equal(await (await opened(t, marked)).compareWith(null, 0, 11, 499_000), 333_322);
+  assert.equal(one.canCompare(new MemoryStorage()), false);
+});
