@@ -11,6 +11,7 @@ import { NbdImage } from '../../../src/nbd/client.ts';
 import { runLunette } from '../../support/lunette-export.ts';
 import { type RunningNbd, startNbdExport, startNbdkit, startNbdkitAt, startQemuNbdAt } from '../../support/nbd.ts';
 import { runOk } from '../../support/process.ts';
+import { bytesWritten } from '../../support/process-usage.ts';
 import { qemu } from '../../support/qemu.ts';
 import { Random, randomFor } from '../../support/random.ts';
 import { requires } from '../../support/requires.ts';
@@ -270,8 +271,8 @@ test('a convert whose server is killed half-way: from it, it goes on; to it, it 
   assert.ok((await readFile(copy)).equals(await readFile(disk)));
 
   const back = runLunette(['convert', '-n', '-f', 'raw', '-O', 'raw', copy, server.url]);
-  const before = server.cpuSeconds();
-  for (let i = 0; server.cpuSeconds() < before + 0.02 && i < 2000; i++) await sleep(5);
+  const before = bytesWritten(server.process.pid);
+  for (let i = 0; bytesWritten(server.process.pid) < before + 2 * MiB && i < 2000; i++) await sleep(5);
   await server.process.stop('SIGKILL');
   server = await begin();
   const failed = await back;
