@@ -151,13 +151,13 @@ export class VdiLayer implements Layer {
     }
   }
 
-  /** Whether the file holds the guest bytes of a block at that index, or will: what this session allocated. */
   /** Of the header nothing counts that changes while an image is in use. */
   async renew(): Promise<void> {
     await this.storage.lock('shared'); // the file may be longer by now
     this.#map.forget();
   }
 
+  /** Whether the file holds the guest bytes of a block at that index, or will: what this session allocated. */
   #isPlace(block: number, entry: number): boolean {
     if (this.#blocks !== undefined && entry < this.#blocks.next) return true;
     return this.#geometry.isInside(block, entry, this.storage.size);

@@ -135,12 +135,12 @@ export class SparseExtent implements VmdkExtent {
     }
   }
 
-  /** Whether the file holds the disk's bytes of a grain at that sector, or will. */
   async renew(offset: number, length: number): Promise<void> {
     await this.storage.lock('shared'); // the file may be longer by now
     await this.#tables.renew(Math.floor(offset / this.grain), Math.floor((offset + length - 1) / this.grain));
   }
 
+  /** Whether the file holds the disk's bytes of a grain at that sector, or will. */
   #isPlace(start: number, sector: number): boolean {
     if (sector < this.#parts.firstSector) return false;
     const size = this.#parts.compressed === undefined ? Math.min(this.grain, this.length - start) : SECTOR;
