@@ -15,7 +15,7 @@ export async function runChecksum(
   const { algorithm, format, snapshot, forceShare, strict, parent, ignoreCid, allow, allowAny, secretFile } = options;
   const interrupted = new AbortController();
   const stopListening = context.interrupts.once(() => interrupted.abort());
-  const image = await openDisk(createHost({ allow, allowAny, secretFile, warn }), name, {
+  const image = await openDisk(createHost({ allow, allowAny, secretFile, warn, signal: interrupted.signal }), name, {
     format,
     snapshot,
     forceShare,

@@ -24,8 +24,10 @@ export async function runCompare(
   options: RunCompareOptions,
 ): Promise<void> {
   const images: Image[] = [];
+  const interrupted = new AbortController();
+  const stopListening = context.interrupts.once(() => interrupted.abort());
   try {
-    const host = createHost(options);
+    const host = createHost({ ...options, signal: interrupted.signal });
     const { forceShare, strict, ignoreCid, format, secondFormat } = options;
     const open = (name: string, its: string | undefined) =>
       openDisk(host, name, { format: its, forceShare, strict, ignoreCid });
@@ -38,26 +40,30 @@ export async function runCompare(
       say(context, options, 'Strict mode: Image size mismatch!', { identical: false, reason: 'size' });
       throw new CommandStatus(COMPARE_STATUS.DIFFERENT);
     }
-    await failingWith(COMPARE_STATUS.READ_FAILED, context, () => compare(context, a, b, options));
+    await failingWith(COMPARE_STATUS.READ_FAILED, context, () => compare(context, a, b, options, interrupted.signal));
   } finally {
+    stopListening();
     for (const image of images) await image.close().catch(() => undefined);
   }
 }
 
-async function compare(context: CliContext, a: Image, b: Image, options: RunCompareOptions): Promise<void> {
-  const interrupted = new AbortController();
-  const stopListening = context.interrupts.once(() => interrupted.abort());
+async function compare(
+  context: CliContext,
+  a: Image,
+  b: Image,
+  options: RunCompareOptions,
+  signal: AbortSignal,
+): Promise<void> {
   const progress = createProgress(context, options, { label: 'comparing', total: Math.max(a.size, b.size) });
   let result: CompareResult;
   try {
     result = await compareDisks(a, b, {
       strict: options.exact,
-      signal: interrupted.signal,
+      signal,
       progress: (done) => progress.update(done),
     });
   } finally {
     progress.end();
-    stopListening();
   }
   const { differsAt, allocationDiffersAt } = result;
   const shorter = Math.min(a.size, b.size);

@@ -44,6 +44,7 @@ export async function runConvert(
     allowAny: options.allowAny,
     secretFile: allSecretFiles(options),
     warn,
+    signal: interrupted.signal,
   });
   const sources: Image[] = [];
   try {

@@ -16,6 +16,8 @@ export interface RangeClientOptions {
   readonly delayMs?: number | undefined;
   /** Who we are to a host. Default: what netrc says. */
   readonly login?: ((host: string) => Promise<Login | undefined>) | undefined;
+  /** Ends all requests, those in flight too: ABORTED. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 const MAX_REDIRECTS = 5;
@@ -52,17 +54,22 @@ export class RangeClient {
   #target: URL;
   #file: RemoteFile | undefined;
   readonly #closed = new AbortController();
+  readonly #stopListening: () => void;
 
   private constructor(url: string, options: RangeClientOptions) {
     this.url = url;
     this.#target = parseAddress(url);
-    const { connections = 8, timeoutMs = 30_000, attempts = 7, delayMs = 250, login = loginFor } = options;
+    const { connections = 8, timeoutMs = 30_000, attempts = 7, delayMs = 250, login = loginFor, signal } = options;
     this.#timeoutMs = timeoutMs;
     this.#attempts = attempts;
     this.#delayMs = delayMs;
     this.#login = login;
     const settings = { keepAlive: true, maxSockets: connections, maxFreeSockets: connections };
     this.#agents = { http: new http.Agent(settings), https: new https.Agent(settings) };
+    const end = (): void => this.close();
+    if (signal?.aborted === true) end();
+    else signal?.addEventListener('abort', end, { once: true });
+    this.#stopListening = () => signal?.removeEventListener('abort', end);
   }
 
   /**
@@ -101,24 +108,27 @@ export class RangeClient {
     return bytes;
   }
 
+  /** Requests in flight end with ABORTED. */
   close(): void {
+    this.#stopListening?.();
     this.#closed.abort();
     this.#agents.http.destroy();
     this.#agents.https.destroy();
   }
 
   async #patiently<T>(attempts: number, act: () => Promise<T>): Promise<T> {
+    const { signal } = this.#closed;
     for (let attempt = 1; ; attempt++) {
+      if (signal.aborted) throw this.#interrupted();
       try {
         return await act();
       } catch (error) {
-        const { signal } = this.#closed;
-        const last = attempt >= Math.min(attempts, this.#attempts) || signal.aborted;
-        if (!(error instanceof PassingFailure) || last) throw error;
+        if (signal.aborted) throw this.#interrupted();
+        if (!(error instanceof PassingFailure) || attempt >= Math.min(attempts, this.#attempts)) throw error;
         const own = Math.min(this.#delayMs * 2 ** (attempt - 1), MAX_DELAY_MS);
         const asked = Math.min(error.afterMs ?? 0, MAX_RETRY_AFTER_MS);
         // Spread, so that many who wait for one server do not all come back at once.
-        await sleep(Math.max(own * (0.75 + Math.random() / 2), asked), undefined, { signal });
+        await sleep(Math.max(own * (0.75 + Math.random() / 2), asked), undefined, { signal }).catch(() => undefined);
       }
     }
   }
@@ -205,6 +215,8 @@ export class RangeClient {
     const timeoutMs = this.#timeoutMs;
     const secure = address.protocol === 'https:';
     const agent = secure ? this.#agents.https : this.#agents.http;
+    const { signal } = this.#closed;
+    if (signal.aborted) throw this.#interrupted();
     return new Promise((resolve, reject) => {
       const request = (secure ? https : http).request(address, { agent, headers, timeout: timeoutMs });
       const silent = (): void => {
@@ -216,6 +228,10 @@ export class RangeClient {
       request.on('timeout', silent);
       request.on('error', (error) => reject(connectionFailure(error, this.url)));
       request.on('response', resolve);
+      // Also one that waits for a connection, which the agent's end leaves alone.
+      const end = (): void => void request.destroy();
+      signal.addEventListener('abort', end, { once: true });
+      request.on('close', () => signal.removeEventListener('abort', end));
       request.end();
     });
   }
@@ -267,6 +283,10 @@ export class RangeClient {
         help: 'What has been read does not fit together with what is there now: begin again.',
       }),
     );
+  }
+
+  #interrupted(): StorageError {
+    return new StorageError('ABORTED', 'interrupted', { path: this.url });
   }
 
   #broken(why: string): StorageError {

@@ -21,6 +21,8 @@ export interface HostOptions {
   readonly secretFile?: readonly string[] | undefined;
   /** Something about an image is odd but not fatal. */
   readonly warn?: ((message: string, path: string) => void) | undefined;
+  /** Who waits for a web server waits no longer: ABORTED. */
+  readonly signal?: AbortSignal | undefined;
 }
 
 export const DEFAULT_CACHE_BYTES = 64 * MiB;
@@ -30,7 +32,7 @@ export function createHost(options: HostOptions = {}): ImageHost {
   return new ImageHost({
     cache: new SharedBlockCache(options.cacheBytes ?? DEFAULT_CACHE_BYTES),
     inflate: nativeInflate,
-    openStorage: storageOpener(options.warn),
+    openStorage: storageOpener(options.warn, options.signal),
     gate: createGate(options),
     workingDirectory: process.cwd(),
     secrets: secretsOf(options.secretFile),

@@ -8,6 +8,7 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { KiB, MiB } from '../../../formats/core/units.ts';
+import { serveFile } from '../../support/http.ts';
 import { mountMade, mountMemory } from '../../support/mounts.ts';
 import { PROJECT_ROOT, run } from '../../support/process.ts';
 import { qemu } from '../../support/qemu.ts';
@@ -38,6 +39,30 @@ function start(args: readonly string[]) {
   const ended = new Promise<number | null>((resolve) => child.once('close', (status) => resolve(status)));
   return { child, ended };
 }
+
+test('an interrupt ends waiting for a web server that has become silent', async (t) => {
+  const server = await serveFile(t, new Uint8Array(4 * MiB).fill(0x5a));
+  const directory = await temporaryDirectory(t);
+  for (const resume of [[], ['--resume']]) {
+    server.asked.length = 0;
+    const silent = new Promise<void>((resolve) => {
+      server.instead = () => {
+        if (server.asked.length < 2) return false;
+        resolve();
+        return true;
+      };
+    });
+    const { child, ended } = start(['-f', 'raw', ...resume, server.url, join(directory, 'disk.raw')]);
+    await silent;
+    await sleep(500);
+    const before = performance.now();
+    child.kill('SIGINT');
+    assert.equal(await ended, 1);
+    // A server is given up after 30 s otherwise, and asked again then.
+    assert.ok(performance.now() - before < 20_000);
+    if (resume.length === 0) assert.deepEqual(await readdir(directory), []);
+  }
+});
 
 test('after kill -9 or an interrupt the target is the old one or the complete new one', { skip }, async (t) => {
   const random = randomFor(t);
