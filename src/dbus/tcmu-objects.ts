@@ -149,7 +149,11 @@ export class TcmuObjects {
           in: 's',
           out: 'bs',
           names: ['configstr', 'is_valid', 'message'],
-          call: async ([config]) => [...(await this.#bus.call(name, path, TCMU_SERVICE, 'CheckConfig', 's', [config]))],
+          call: async ([config], caller) => {
+            // It would take the question for ours, and root's.
+            if (!(await this.#bus.isRoot(caller))) return [false, 'only root may do this'];
+            return [...(await this.#bus.call(name, path, TCMU_SERVICE, 'CheckConfig', 's', [config]))];
+          },
         },
       },
     });

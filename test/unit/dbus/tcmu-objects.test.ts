@@ -113,6 +113,16 @@ test('a handler of another process is registered, shown, asked, and forgotten wh
   assert.doesNotMatch(await managed(bus), /TCMUService1\/foo/);
 });
 
+test('handlers of other processes are asked for root only', { skip: skip || requiresRoot() }, async (t) => {
+  const { bus } = await publish(t);
+  await externalHandler(t, 'foo');
+  await bus.call(TCMU_SERVICE, REGISTRY, REGISTER, ['string:foo', 'string:some words']);
+  const check = async (asNobody: boolean): Promise<string> =>
+    (await bus.call(TCMU_SERVICE, `${ROOT}/foo`, CHECK, ['string:foo/good'], { asNobody })).stdout;
+  assert.match(await check(false), /boolean true/);
+  assert.match(await check(true), /boolean false[\s\S]*only root/);
+});
+
 test('only root registers handlers', { skip: skip || requiresRoot() }, async (t) => {
   const { bus, objects } = await publish(t);
   await externalHandler(t, 'foo');
