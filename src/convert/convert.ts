@@ -24,9 +24,8 @@ import { compareDisks } from './compare.ts';
 import { type CopyOptions, copyDisk, copyUnit } from './copy.ts';
 import { concatenate, type DiskSource, isShared, withSize } from './disk.ts';
 import { WorkerEncoder } from './encoder.ts';
-import { removeJournal } from './journal.ts';
 import { readAhead } from './proof.ts';
-import { journalName, type ResumeOptions, Resumption, wipeFrom } from './resumption.ts';
+import { forgetEarlier, type ResumeOptions, Resumption, wipeFrom } from './resumption.ts';
 import { type DataRun, dataRuns } from './runs.ts';
 import { StagedTarget } from './staging.ts';
 import { StreamChecksum } from './stream-checksum.ts';
@@ -110,6 +109,7 @@ export async function convertImage(options: ConvertOptions): Promise<ConvertResu
     if (options.verify === true) await verify(source, staged, options);
     digest = await checksum?.finish(source.size);
     await options.settle?.();
+    await resumption?.end();
     await staged.commit();
   } catch (error) {
     await giveUp(staged, resumption, error);
@@ -149,7 +149,7 @@ function prepareResumption(
 
 /** What is written stays only where another attempt can go on with it. */
 async function giveUp(staged: StagedTarget, resumption: Resumption | undefined, error: unknown): Promise<void> {
-  if (resumption?.worthKeeping !== true) {
+  if (resumption?.worthKeeping !== true || staged.mixed) {
     await resumption?.remove();
     await staged.abort();
     return;
@@ -161,12 +161,16 @@ async function giveUp(staged: StagedTarget, resumption: Resumption | undefined, 
   }
 }
 
-/** A conversion that could have been continued, and is not to be: its file is taken over, and emptied. */
+/** A conversion that could have been continued, and is not to be: its files are taken over, and emptied. */
 async function forgetJournal(options: ConvertOptions, staged: StagedTarget): Promise<void> {
-  if (!(await removeJournal(journalName(staged.path)))) return;
-  const why =
-    options.resume === undefined ? 'with --resume it would have been continued' : 'a stream cannot be continued';
-  options.warn?.(`what an earlier conversion to it had done is thrown away: ${why}`, staged.path);
+  const useful = await forgetEarlier(staged);
+  const lost = 'what an earlier conversion to it had done is thrown away';
+  if (options.resume !== undefined) {
+    const why = 'a stream cannot be continued, and is written from its beginning';
+    options.warn?.(useful ? `${lost}: ${why}` : `--resume does nothing for it: ${why}`, staged.path);
+  } else if (useful) {
+    options.warn?.(`${lost}: with --resume it would have been continued`, staged.path);
+  }
 }
 
 function checkOptions(options: ConvertOptions, values: CreateValues): void {

@@ -1,4 +1,5 @@
-import { type FileHandle, open, readFile, unlink } from 'node:fs/promises';
+import { constants } from 'node:fs';
+import { type FileHandle, open, stat, unlink } from 'node:fs/promises';
 import { fromSystemError } from '../../formats/core/errors.ts';
 
 /** What a conversion was, as far as another one must be the same to go on with it. */
@@ -18,6 +19,18 @@ export interface JournalHead {
 export interface JournalPoint {
   readonly done: number;
   readonly digest: string;
+}
+
+/** All was written: the file that is to have the target's name (inodeOf). */
+interface JournalEnd {
+  readonly whole: string;
+}
+
+export interface JournalText {
+  readonly head: JournalHead;
+  readonly points: readonly JournalPoint[];
+  /** The file that was about to have the target's name when all was written. */
+  readonly whole: string | undefined;
 }
 
 export const JOURNAL_VERSION = 1;
@@ -47,7 +60,7 @@ export class Journal {
   ): Promise<Journal> {
     try {
       // Over an old one: what is cut first is never taken for whole lines of the new one.
-      const journal = new Journal(path, await open(path, 'w', 0o600), sync, 0);
+      const journal = new Journal(path, await openNew(path), sync, 0);
       await journal.#append([head, ...points].map((each) => `${JSON.stringify(each)}\n`).join(''));
       return journal;
     } catch (error) {
@@ -58,6 +71,15 @@ export class Journal {
   async add(point: JournalPoint): Promise<void> {
     try {
       await this.#append(`${JSON.stringify(point)}\n`);
+    } catch (error) {
+      throw fromSystemError(error, 'cannot keep a journal', { path: this.path });
+    }
+  }
+
+  /** Notes that the image is whole, and which file it is: once that has its name, the journal is one of a conversion that has ended. */
+  async end(inode: string): Promise<void> {
+    try {
+      await this.#append(`${JSON.stringify({ whole: inode } satisfies JournalEnd)}\n`);
     } catch (error) {
       throw fromSystemError(error, 'cannot keep a journal', { path: this.path });
     }
@@ -78,26 +100,50 @@ export class Journal {
 }
 
 /** What a journal says. @returns undefined when there is none that can be understood; the points then mean nothing either */
-export async function readJournal(
-  path: string,
-): Promise<{ head: JournalHead; points: readonly JournalPoint[] } | undefined> {
-  let text: string;
+export async function readJournal(path: string): Promise<JournalText | undefined> {
+  const text = await readText(path);
+  const [first, ...lines] = (text ?? '').split('\n').slice(0, -1).map(parseLine);
+  if (!isHead(first)) return undefined;
+  const points: JournalPoint[] = [];
+  let whole: string | undefined;
+  for (const line of lines) {
+    if (isEnd(line)) whole = line.whole;
+    // A cut of power may leave anything at the end.
+    if (!isPoint(line) || line.done <= (points.at(-1)?.done ?? 0)) break;
+    points.push(line);
+  }
+  return { head: first, points, whole };
+}
+
+/** Only of a file, and one that is not too large: what is in its place may be a link or a pipe that somebody put there. */
+async function readText(path: string): Promise<string | undefined> {
+  let handle: FileHandle;
   try {
-    const bytes = await readFile(path);
-    if (bytes.length > MAX_JOURNAL) return undefined;
-    text = bytes.toString();
+    handle = await open(path, constants.O_RDONLY | constants.O_NOFOLLOW | constants.O_NONBLOCK);
   } catch {
     return undefined;
   }
-  const [first, ...lines] = text.split('\n').slice(0, -1).map(parseLine);
-  if (!isHead(first)) return undefined;
-  const points: JournalPoint[] = [];
-  for (const point of lines) {
-    // A cut of power may leave anything at the end.
-    if (!isPoint(point) || point.done <= (points.at(-1)?.done ?? 0)) break;
-    points.push(point);
+  try {
+    const found = await handle.stat();
+    if (!found.isFile() || found.size > MAX_JOURNAL) return undefined;
+    return await handle.readFile('utf8');
+  } catch {
+    return undefined;
+  } finally {
+    await handle.close();
   }
-  return { head: first, points };
+}
+
+/** Which file of its file system a path leads to, whatever its name will be: its inode; undefined when there is none. */
+export async function inodeOf(path: string): Promise<string | undefined> {
+  const found = await stat(path, { bigint: true }).catch(() => undefined);
+  return found === undefined ? undefined : String(found.ino);
+}
+
+/** What is there and no file, as a link that somebody put there, is not written through. */
+async function openNew(path: string): Promise<FileHandle> {
+  const { O_WRONLY, O_CREAT, O_TRUNC, O_NOFOLLOW, O_NONBLOCK } = constants;
+  return open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_NONBLOCK, 0o600);
 }
 
 /** Removes a journal. @returns whether there was one */
@@ -127,6 +173,10 @@ function isHead(value: unknown): value is JournalHead {
     Array.isArray(head.identities) &&
     head.identities.every((each) => each === null || typeof each === 'string')
   );
+}
+
+function isEnd(value: unknown): value is JournalEnd {
+  return typeof (value as Partial<JournalEnd> | null | undefined)?.whole === 'string';
 }
 
 function isPoint(value: unknown): value is JournalPoint {

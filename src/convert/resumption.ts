@@ -1,5 +1,5 @@
 import path from 'node:path';
-import { codeOf } from '../../formats/core/errors.ts';
+import { codeOf, ImageError } from '../../formats/core/errors.ts';
 import { MiB } from '../../formats/core/units.ts';
 import {
   type ChainImage,
@@ -15,10 +15,12 @@ import {
 import type { Checkpoints } from './copy.ts';
 import type { DiskSource } from './disk.ts';
 import {
+  inodeOf,
   JOURNAL_VERSION,
   Journal,
   type JournalHead,
   type JournalPoint,
+  type JournalText,
   readJournal,
   removeJournal,
 } from './journal.ts';
@@ -112,20 +114,23 @@ export class Resumption implements Checkpoints {
    */
   async takeUp(open: () => Promise<ChainImage>, targetRuns: RunsOf, sourceRuns: RunsOf): Promise<Begun | undefined> {
     const { staged, say } = this.#settings;
-    if (!staged.found) {
-      await removeJournal(this.#path);
+    const journal = await readJournal(this.#path);
+    if (!staged.found || (await hasEnded(staged, journal))) {
+      await forget(staged, journal);
       return undefined;
     }
-    const journal = await readJournal(this.#path);
     const why = journal === undefined ? 'it has no journal that says what is done' : this.#differs(journal.head);
     if (journal === undefined || why !== undefined || journal.points.length === 0) {
-      return this.#startOver(why ?? 'it had hardly begun');
+      return this.#startOver(why ?? 'it had hardly begun', journal);
     }
     this.#points = journal.points.length; // whatever goes wrong from here on: another attempt may have better luck
-    for (const file of journal.head.files)
-      await staged.adopt(path.join(path.dirname(staged.path), path.basename(file)));
+    for (const file of filesOf(staged, journal)) await staged.adopt(file);
     if (!(await this.#isSound())) return this.#startOver('its metadata is damaged');
-    const image = await open();
+    const image = await open().catch((error: unknown) => {
+      if (error instanceof ImageError) return undefined;
+      throw error;
+    });
+    if (image === undefined) return this.#startOver('its metadata is damaged');
     try {
       let { points } = journal;
       const { disk, runs } = targetRuns(image);
@@ -186,6 +191,12 @@ export class Resumption implements Checkpoints {
     return performance.now() + (everyMs === 0 ? 0 : Math.max(everyMs, PAUSE * lasted));
   }
 
+  /** All is written, and about to have its name: whoever finds the journal with an image of that name knows that it has ended. */
+  async end(): Promise<void> {
+    const inode = await inodeOf(this.#settings.staged.temporary);
+    if (inode !== undefined) await this.#journal?.end(inode);
+  }
+
   /** The journal stays, for another attempt. */
   async release(): Promise<void> {
     await this.#journal?.close().catch(() => undefined);
@@ -208,12 +219,11 @@ export class Resumption implements Checkpoints {
     return undefined;
   }
 
-  async #startOver(why: string): Promise<undefined> {
+  async #startOver(why: string, journal?: JournalText): Promise<undefined> {
     const { staged, say } = this.#settings;
     say?.(`an earlier conversion to it cannot be continued, ${why}: starts over`);
     this.#points = 0;
-    await removeJournal(this.#path);
-    await staged.restart();
+    await forget(staged, journal);
   }
 
   async #isSound(): Promise<boolean> {
@@ -232,6 +242,36 @@ export class Resumption implements Checkpoints {
     const { signal, progress } = this.#settings;
     return countProven(disk, runs, points, { signal, progress });
   }
+}
+
+/**
+ * A conversion that is not one to be continued: what an earlier one left beside the target goes.
+ *
+ * @returns whether another one could have gone on from there
+ */
+export async function forgetEarlier(staged: StagedTarget): Promise<boolean> {
+  const file = journalName(staged.path);
+  const journal = await readJournal(file);
+  const useful = staged.tookOver && !(await hasEnded(staged, journal));
+  await forget(staged, journal);
+  return useful && journal !== undefined && journal.points.length > 0;
+}
+
+/** Whether a conversion was killed when its image had its name already: what has the hidden name is what it replaced. */
+async function hasEnded(staged: StagedTarget, journal: JournalText | undefined): Promise<boolean> {
+  return journal?.whole !== undefined && journal.whole === (await inodeOf(staged.path));
+}
+
+/** The files of the target beside the main one: in its folder, whatever the journal says. */
+function filesOf(staged: StagedTarget, { head }: JournalText): string[] {
+  return head.files.map((file) => path.join(path.dirname(staged.path), path.basename(file)));
+}
+
+/** Removes a journal, and all that its conversion had made: the main file is empty. */
+async function forget(staged: StagedTarget, journal: JournalText | undefined): Promise<void> {
+  await removeJournal(journalName(staged.path));
+  await staged.restart();
+  if (journal !== undefined) for (const file of filesOf(staged, journal)) await staged.discard(file);
 }
 
 /** Makes an image read as zeros from an offset on: what an attempt wrote behind its last checkpoint is not believed. */

@@ -15,13 +15,17 @@ export interface StagingOptions {
   /** Keep what an earlier attempt left, and write so that what is synced before the end outlives a cut of power. */
   readonly keep?: boolean | undefined;
   readonly warn?: ((message: string, path: string) => void) | undefined;
+  /** Swaps two names in one step; false where that cannot be done. Default: the kernel does it. */
+  readonly exchange?: ((one: string, other: string) => boolean) | undefined;
+  /** Makes the names in a folder durable. Default: fsync. */
+  readonly syncFolder?: ((folder: string) => Promise<void>) | undefined;
 }
 
 interface Staged {
   readonly final: string;
   readonly temporary: string;
-  /** There was a file of the final name. */
-  readonly replaces: boolean;
+  /** The file that has the final name now, locked; undefined when there is none. */
+  readonly replaces: Storage | undefined;
 }
 
 /**
@@ -36,7 +40,11 @@ export class StagedTarget {
   readonly #files: Staged[] = [];
   readonly #locks: Storage[] = [];
   /** There was something under the main name that an earlier attempt left. */
-  #found = false;
+  #tookOver = false;
+  /** An attempt that was killed had moved what was there aside, and the main file had not got its name: that is undone for the others, too. */
+  #goesBack = false;
+  /** A commit failed, and not all of it could be undone: whatever is there may be of worth. */
+  #mixed = false;
 
   private constructor(file: string, options: StagingOptions) {
     this.path = file;
@@ -65,9 +73,14 @@ export class StagedTarget {
     return (this.#files[0] as Staged).temporary;
   }
 
+  /** Whether an earlier attempt left a main file. */
+  get tookOver(): boolean {
+    return this.#tookOver;
+  }
+
   /** Whether the main file is what an earlier attempt left. */
   get found(): boolean {
-    return this.#found;
+    return this.#tookOver && this.#options.keep === true;
   }
 
   /** The names of the files beside the main one. */
@@ -93,9 +106,23 @@ export class StagedTarget {
 
   /** Lets go of what an earlier attempt left: the main file is empty, and the only one. */
   async restart(): Promise<void> {
-    for (const { temporary } of this.#files.splice(1)) await unlink(temporary).catch(() => undefined);
+    for (const { temporary, replaces } of this.#files.splice(1)) {
+      await unlink(temporary).catch(() => undefined);
+      if (replaces === undefined) continue;
+      this.#locks.splice(this.#locks.indexOf(replaces), 1);
+      await replaces.close();
+    }
     await emptyFile(this.temporary);
-    this.#found = false;
+    this.#tookOver = false;
+  }
+
+  /** Removes what an earlier attempt left of a further file; not while somebody writes to it. Never throws. */
+  async discard(file: string): Promise<void> {
+    const temporary = temporaryName(file);
+    if (!existsSync(temporary)) return;
+    await this.#takeOver(temporary, file)
+      .then(() => unlink(temporary))
+      .catch(() => undefined);
   }
 
   /** Makes a further file, which will have its name with the others. Open and locked for writing. */
@@ -110,12 +137,13 @@ export class StagedTarget {
   /**
    * Gives all files their names, the main one last. They are closed by now.
    *
-   * @throws {StorageError} when one of them cannot have its name: then all names lead where they led before, and abort() or release() is
-   * still to be called
+   * @throws {StorageError} when one of them cannot have its name, or that cannot be made durable: then all names lead where they led before,
+   * and abort() or release() is still to be called
    */
   async commit(): Promise<void> {
-    const { sync } = this.#options;
+    const { sync, syncFolder = syncFile } = this.#options;
     const undo: (() => Promise<void>)[] = [];
+    let doing = 'giving it its name';
     try {
       // They are closed: without a lock another attempt would take them for leftovers, and empty them.
       for (const { temporary } of this.#files) {
@@ -124,27 +152,84 @@ export class StagedTarget {
         await storage.lock('write');
       }
       if (sync) for (const { temporary } of this.#files) await syncFile(temporary);
-      // Other files of the disk first: until the main one has its name, nothing leads to them.
-      for (const staged of [...this.#files].reverse()) undo.push(await giveName(staged));
-    } catch (error) {
-      for (const back of undo.reverse()) await back().catch(() => undefined);
-      throw fromSystemError(error, 'giving it its name', { path: this.path });
-    }
-    try {
+      await this.#giveNames(undo);
+      doing = 'making its name durable';
       const folders = new Set(this.#files.map(({ final }) => path.dirname(final)));
-      if (sync) for (const folder of folders) await syncFile(folder);
-    } catch (error) {
-      throw fromSystemError(error, 'making its name durable', { path: this.path });
-    } finally {
-      // What had the names before goes.
-      await this.abort();
+      if (sync) for (const folder of folders) await syncFolder(folder);
+    } catch (cause) {
+      const error = fromSystemError(cause, doing, { path: this.path });
+      if (!(await this.#undo(undo))) error.help ??= this.#whatIsMixed();
+      throw error;
     }
+    // What had the names before goes.
+    await this.abort();
+  }
+
+  /** Whether a commit failed and could not be undone: nothing is removed then, and an attempt cannot go on from it. */
+  get mixed(): boolean {
+    return this.#mixed;
   }
 
   /** Removes what was made. Never throws. */
   async abort(): Promise<void> {
-    for (const { temporary } of this.#files) await unlink(temporary).catch(() => undefined);
+    if (!this.#mixed) {
+      for (const { temporary, final } of this.#files) {
+        await unlink(temporary).catch(() => undefined);
+        await unlink(asideName(final)).catch(() => undefined);
+      }
+    }
     await this.#unlock();
+  }
+
+  /** @param undo gets how to undo what was done, in the order in which it was done */
+  async #giveNames(undo: (() => Promise<void>)[]): Promise<void> {
+    const { exchange = exchangeNames } = this.#options;
+    // Other files of the disk first: until the main one has its name, nothing leads to them.
+    const order = [...this.#files].reverse();
+    // Swapped, not replaced, where something is there: it can be swapped back, and ext4 does not write the whole new file back first, as it
+    // does for those that replace others.
+    const swapped = new Set<Staged>();
+    for (const staged of order) {
+      const { temporary, final } = staged;
+      if (staged.replaces === undefined || !existsSync(final)) continue;
+      if (!exchange(temporary, final)) continue;
+      swapped.add(staged);
+      undo.push(async () => void exchange(temporary, final));
+    }
+    const others = order.filter((staged) => !swapped.has(staged));
+    // One file replaces another in one step. Of several all old ones go aside before, the main one first: a set of which one half is old
+    // and the other new is found by nobody.
+    if (order.length > 1) {
+      for (const { final, replaces } of [...others].reverse()) {
+        if (replaces === undefined || !existsSync(final)) continue;
+        await rename(final, asideName(final));
+        undo.push(() => rename(asideName(final), final));
+      }
+    }
+    for (const { temporary, final, replaces } of others) {
+      const replacing = order.length === 1 && replaces !== undefined && existsSync(final);
+      await rename(temporary, final);
+      undo.push(async () => {
+        if (replacing) this.#mixed = true;
+        else await rename(final, temporary);
+      });
+    }
+  }
+
+  /** @returns whether all names lead where they led */
+  async #undo(steps: (() => Promise<void>)[]): Promise<boolean> {
+    for (const back of steps.reverse()) {
+      await back().catch(() => {
+        this.#mixed = true;
+      });
+    }
+    return !this.#mixed;
+  }
+
+  #whatIsMixed(): string {
+    if (this.#files.length === 1)
+      return 'The new image is whole and has its name; only whether a cut of power would undo that is unknown.';
+    return `Its files have their new names in part: new and old ones stay in ${path.dirname(this.path)}, hidden ones as .*.lunette-new and .*.lunette-old.`;
   }
 
   /** Leaves what was made where it is, for another attempt. Never throws. */
@@ -158,6 +243,7 @@ export class StagedTarget {
   }
 
   async #make(final: string): Promise<void> {
+    await this.#bringBack(final);
     const existing = await this.#lockExisting(final);
     const temporary = temporaryName(final);
     const isMain = this.#files.length === 0;
@@ -172,14 +258,29 @@ export class StagedTarget {
       await this.#takeOver(temporary, final);
       made = await renewIfLinked(temporary, final);
     }
-    this.#files.push({ final, temporary, replaces: existing !== undefined });
-    if (isMain) this.#found = !made && this.#options.keep === true;
+    this.#files.push({ final, temporary, replaces: existing?.lock });
+    if (isMain) this.#tookOver = !made;
     if (!made && this.#options.keep !== true) await emptyFile(temporary);
-    if (existing !== undefined) await this.#likeExisting(temporary, existing, final);
+    if (existing !== undefined) await this.#likeExisting(temporary, existing.like, final);
   }
 
-  /** Locks what has the name now. @returns what it is like; undefined when there is nothing */
-  async #lockExisting(final: string): Promise<Stats | undefined> {
+  /** An attempt that was killed between two names may have left the old file aside. */
+  async #bringBack(final: string): Promise<void> {
+    const aside = asideName(final);
+    if (!existsSync(aside)) return;
+    // An attempt that runs has it locked.
+    await this.#takeOver(aside, final);
+    if (this.#files.length === 0) this.#goesBack = !existsSync(final);
+    try {
+      if (this.#goesBack) await rename(aside, final);
+      else await unlink(aside);
+    } catch (error) {
+      throw fromSystemError(error, 'cannot bring back what an earlier attempt moved aside', { path: final });
+    }
+  }
+
+  /** Locks what has the name now. @returns what it is like, and the lock; undefined when there is nothing */
+  async #lockExisting(final: string): Promise<{ like: Stats; lock: Storage } | undefined> {
     let storage: Storage;
     try {
       storage = await this.#options.openStorage(final, { readOnly: false });
@@ -190,7 +291,7 @@ export class StagedTarget {
     this.#locks.push(storage);
     await storage.lock('write');
     const found = await stat(final);
-    if (found.isFile()) return found;
+    if (found.isFile()) return { like: found, lock: storage };
     throw new LunetteError('INVALID', 'is no file: a new image would take its place', {
       path: final,
       help: 'lunette convert writes into devices in place.',
@@ -234,6 +335,10 @@ export function temporaryName(file: string, suffix = '.lunette-new'): string {
   return path.join(path.dirname(file), `.${base.subarray(0, room).toString()}${suffix}`);
 }
 
+function asideName(file: string): string {
+  return temporaryName(file, '.lunette-old');
+}
+
 async function followLinks(file: string): Promise<string> {
   try {
     return await realpath(file);
@@ -243,25 +348,6 @@ async function followLinks(file: string): Promise<string> {
   // Not there, or a link to what is not there.
   const leads = await readlink(file).catch(() => undefined);
   return leads === undefined ? file : followLinks(path.resolve(path.dirname(file), leads));
-}
-
-/**
- * Swapped, not replaced, where something is there: it can be swapped back, and ext4 does not write the whole new file back first, as it does for
- * those that replace others.
- *
- * @returns how to undo it
- */
-async function giveName({ temporary, final, replaces }: Staged): Promise<() => Promise<void>> {
-  if (replaces && existsSync(final) && exchangeNames(temporary, final)) {
-    return async () => {
-      exchangeNames(temporary, final);
-    };
-  }
-  await rename(temporary, final);
-  return async () => {
-    // What it replaced is gone: then the new file stays.
-    if (!replaces) await rename(final, temporary);
-  };
 }
 
 /**

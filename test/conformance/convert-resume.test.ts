@@ -8,9 +8,10 @@ import { type TestContext, test } from 'node:test';
 import { LunetteError } from '../../formats/core/errors.ts';
 import type { IoVec } from '../../formats/core/iov.ts';
 import { MiB } from '../../formats/core/units.ts';
-import type { ChainImage } from '../../formats/index.ts';
+import type { ChainImage, StorageOpener } from '../../formats/index.ts';
 import { type ConvertOptions, convertImage } from '../../src/convert/convert.ts';
 import type { DiskSource } from '../../src/convert/disk.ts';
+import { openStorage as openNative } from '../../src/io/open-storage.ts';
 import { createHost } from '../../src/open/host.ts';
 import { qemu } from '../support/qemu.ts';
 import { type Random, randomFor } from '../support/random.ts';
@@ -324,16 +325,101 @@ test('without resume nothing is left, and what could have been continued is name
   assert.deepEqual(await readdir(folder), ['disk.qcow2']);
 });
 
-test('streams start over, and leave nothing', { skip }, async (t) => {
+test('a conversion that was killed when its image had its name is not gone on with, and leaves nothing', {
+  skip,
+}, async (t) => {
+  const random = randomFor(t);
+  const folder = await temporaryDirectory(t);
+  const { path } = await sourceDisk(await temporaryDirectory(t), random);
+  const target = join(folder, 'disk.vmdk');
+  const hidden = (name: string): string => join(folder, `.${name}.lunette-new`);
+  const options = { format: 'vmdk', values: { subformat: 'twoGbMaxExtentSparse' } };
+  const extent = 'disk-s001.vmdk';
+  /** As it is when it is killed between the names and the end: names swapped, the journal there. */
+  const killed = async (): Promise<void> => {
+    const old = await readFile(path);
+    let journal = '';
+    const openStorage: StorageOpener = async (file, how) => {
+      if (file === hidden(basename(target))) {
+        journal = await readFile(join(folder, '.disk.vmdk.lunette-journal'), 'utf8').catch(() => '');
+      }
+      return openNative(file, how);
+    };
+    const disk = await openSource(t, path);
+    assert.equal((await attempt({ target, disk, options: { ...options, openStorage } })).error, undefined);
+    for (const name of [basename(target), extent]) await writeFile(hidden(name), old.subarray(0, 2 * MiB));
+    await writeFile(join(folder, '.disk.vmdk.lunette-journal'), journal);
+    assert.match(journal, /"whole"/);
+  };
+  const files = [extent, basename(target)].sort();
+
+  await killed();
+  const { said, error } = await attempt({ target, disk: await openSource(t, path), options });
+  assert.equal(error, undefined);
+  assert.deepEqual(said, []);
+  assert.deepEqual((await readdir(folder)).sort(), files);
+  assert.equal(await qemu.compare(target, path, '-f', 'vmdk', '-F', 'raw'), true);
+
+  await killed();
+  const warnings: string[] = [];
+  const plain = { sources: [await openSource(t, path)], target, format: 'vmdk', sync: false };
+  await convertImage({ ...plain, warn: (text) => warnings.push(text) });
+  assert.deepEqual(warnings, []);
+  assert.deepEqual((await readdir(folder)).sort(), files);
+  assert.equal(await qemu.compare(target, path, '-f', 'vmdk', '-F', 'raw'), true);
+});
+
+test('other options leave nothing of the files that a disk in several files had begun', { skip }, async (t) => {
   const random = randomFor(t);
   const folder = await temporaryDirectory(t);
   const { path, data } = await sourceDisk(await temporaryDirectory(t), random);
   const target = join(folder, 'disk.vmdk');
-  const options = { format: 'vmdk', values: { subformat: 'streamOptimized' } };
+  for (const resumes of [true, false]) {
+    // Over a disk in several files, of which each is locked meanwhile.
+    const split = { format: 'vmdk', values: { subformat: 'twoGbMaxExtentSparse' } };
+    await attempt({ target, disk: await openSource(t, path), options: split });
+    const disk = await openSource(t, path);
+    disk.failAfter = data * 0.5;
+    assert.notEqual((await attempt({ target, disk, options: split })).error, undefined);
+    assert.deepEqual(await left(folder, /s001.*lunette-new/), ['.disk-s001.vmdk.lunette-new']);
+    const whole = { sources: [await openSource(t, path)], target, format: 'vmdk', sync: false };
+    await convertImage({ ...whole, resume: resumes ? { names: ['source'] } : undefined });
+    assert.deepEqual(await left(folder, /lunette/), []);
+    assert.equal(await qemu.compare(target, path, '-f', 'vmdk', '-F', 'raw'), true);
+  }
+});
+
+test('a disk in several files whose metadata is damaged starts over onto one that is there', { skip }, async (t) => {
+  const random = randomFor(t);
+  const folder = await temporaryDirectory(t);
+  const { path, data } = await sourceDisk(await temporaryDirectory(t), random);
+  const target = join(folder, 'disk.vmdk');
+  const options = { format: 'vmdk', values: { subformat: 'twoGbMaxExtentSparse' } };
+  await attempt({ target, disk: await openSource(t, path), options });
+  const disk = await openSource(t, path);
+  disk.failAfter = data * 0.5;
+  await attempt({ target, disk, options });
+  await writeFile(join(folder, '.disk-s001.vmdk.lunette-new'), 'nonsense');
+  const { said, error } = await attempt({ target, disk: await openSource(t, path), options });
+  assert.equal(error, undefined);
+  assert.match(said.join('\n'), /metadata is damaged: starts over$/);
+  assert.equal(await qemu.compare(target, path, '-f', 'vmdk', '-F', 'raw'), true);
+  assert.deepEqual(await left(folder, /lunette/), []);
+});
+
+test('streams start over, say so, and leave nothing', { skip }, async (t) => {
+  const random = randomFor(t);
+  const folder = await temporaryDirectory(t);
+  const { path, data } = await sourceDisk(await temporaryDirectory(t), random);
+  const target = join(folder, 'disk.vmdk');
+  const warnings: string[] = [];
+  const warn = (message: string): void => void warnings.push(message);
+  const options = { format: 'vmdk', values: { subformat: 'streamOptimized' }, warn };
   const disk = await openSource(t, path);
   disk.failAfter = data * 0.5;
   assert.match(String((await attempt({ target, disk, options })).error), /the cable is out/);
   assert.deepEqual(await readdir(folder), []);
+  assert.match(warnings.join('\n'), /^--resume does nothing for it: a stream cannot be continued/);
   assert.equal((await attempt({ target, disk: await openSource(t, path), options })).error, undefined);
   assert.equal(await qemu.compare(target, path, '-f', 'vmdk', '-F', 'raw'), true);
 });

@@ -1,7 +1,9 @@
 import assert from 'node:assert/strict';
-import { appendFile, readFile, writeFile } from 'node:fs/promises';
+import { execFile } from 'node:child_process';
+import { appendFile, mkdir, readFile, rename, rmdir, symlink, truncate, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
+import { promisify } from 'node:util';
 import {
   JOURNAL_VERSION,
   Journal,
@@ -31,6 +33,7 @@ test('a journal says again what was noted in it', async (t) => {
       { done: 5, digest: digest('a') },
       { done: 10, digest: digest('b') },
     ],
+    whole: undefined,
   });
 });
 
@@ -66,6 +69,43 @@ test('what is no journal, or one of another version, is none', async (t) => {
     await writeFile(path, text);
     assert.equal(await readJournal(path), undefined, text);
   }
+});
+
+test('a journal says which file was about to have the name', async (t) => {
+  const path = join(await temporaryDirectory(t), 'journal');
+  const journal = await Journal.begin(path, HEAD, [{ done: 5, digest: digest('a') }], false);
+  await journal.end('4711');
+  await journal.close();
+  const text = await readJournal(path);
+  assert.equal(text?.whole, '4711');
+  assert.equal(text?.points.length, 1);
+});
+
+test('a link, a pipe, a folder and what is far too large are no journals, and nothing is read of them', async (t) => {
+  const folder = await temporaryDirectory(t);
+  const path = join(folder, 'journal');
+  await (await Journal.begin(join(folder, 'other'), HEAD, [], false)).close();
+  await symlink('other', path);
+  assert.equal(await readJournal(path), undefined);
+  await unlink(path);
+  await promisify(execFile)('mkfifo', [path]);
+  assert.equal(await readJournal(path), undefined);
+  await unlink(path);
+  await mkdir(path);
+  assert.equal(await readJournal(path), undefined);
+  await rmdir(path);
+  // Sparse: reading it would be too much for one string.
+  await rename(join(folder, 'other'), path);
+  await truncate(path, 2 ** 40);
+  assert.equal(await readJournal(path), undefined);
+});
+
+test('a journal is not written through a link', async (t) => {
+  const folder = await temporaryDirectory(t);
+  await writeFile(join(folder, 'precious'), 'precious');
+  await symlink('precious', join(folder, 'journal'));
+  await assert.rejects(Journal.begin(join(folder, 'journal'), HEAD, [], false), { path: join(folder, 'journal') });
+  assert.equal(await readFile(join(folder, 'precious'), 'utf8'), 'precious');
 });
 
 test('removing a journal says whether there was one', async (t) => {

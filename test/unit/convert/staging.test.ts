@@ -4,13 +4,18 @@ import { link, readdir, readFile, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { IoVec, type StorageOpener } from '../../../formats/index.ts';
-import { StagedTarget, temporaryName } from '../../../src/convert/staging.ts';
+import { StagedTarget, type StagingOptions, temporaryName } from '../../../src/convert/staging.ts';
 import { openStorage } from '../../../src/io/open-storage.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
 
 /** A disk in two files, written and closed, before it has its names. */
-async function twoFiles(t: TestContext, folder: string, opener: StorageOpener = openStorage) {
-  const staged = await StagedTarget.begin(join(folder, 'main'), { openStorage: opener, sync: false });
+async function twoFiles(
+  t: TestContext,
+  folder: string,
+  opener: StorageOpener = openStorage,
+  options: Partial<StagingOptions> = {},
+) {
+  const staged = await StagedTarget.begin(join(folder, 'main'), { openStorage: opener, sync: false, ...options });
   t.after(() => staged.abort());
   const main = await staged.open(staged.path, { readOnly: false });
   await main.writev(0, IoVec.of(Buffer.from('new main')));
@@ -75,4 +80,103 @@ test('what an attempt left under the temporary name is not written into where it
   assert.equal(await text(folder, 'main'), 'new main');
   assert.equal(await text(folder, 'backup-main'), 'old main');
   assert.equal(await text(folder, 'backup-extent'), 'old extent');
+});
+
+/** A file system on which names cannot be swapped. */
+const noExchange = { exchange: () => false };
+const oldFiles = async (folder: string): Promise<void> => {
+  for (const name of ['main', 'extent']) await writeFile(join(folder, name), `old ${name}`);
+};
+const HIDDEN = ['main', 'extent'].map((name) => `.${name}.lunette-new`);
+
+test('where names cannot be swapped all files get theirs, too', async (t) => {
+  const folder = await temporaryDirectory(t);
+  await oldFiles(folder);
+  await (await twoFiles(t, folder, openStorage, noExchange)).commit();
+  assert.equal(await text(folder, 'main'), 'new main');
+  assert.equal(await text(folder, 'extent'), 'new extent');
+  assert.deepEqual((await readdir(folder)).sort(), ['extent', 'main']);
+});
+
+for (const [how, exchange] of Object.entries({ 'swapped names': {}, 'names that cannot be swapped': noExchange })) {
+  for (const replaced of [true, false]) {
+    test(`names that cannot be made durable lead where they led (${how}, ${replaced ? 'old files' : 'none'})`, async (t) => {
+      const folder = await temporaryDirectory(t);
+      if (replaced) await oldFiles(folder);
+      const syncFolder = async (): Promise<void> => {
+        assert.equal(await text(folder, 'main'), 'new main');
+        throw Object.assign(new Error('EIO'), { code: 'EIO' });
+      };
+      const staged = await twoFiles(t, folder, openStorage, { ...exchange, sync: true, syncFolder });
+      await assert.rejects(staged.commit(), { code: 'IO', help: undefined });
+      await staged.release();
+      assert.equal(staged.mixed, false);
+      // Another attempt can go on from what is there.
+      for (const name of ['main', 'extent']) {
+        assert.equal(await text(folder, `.${name}.lunette-new`), `new ${name}`);
+        if (replaced) assert.equal(await text(folder, name), `old ${name}`);
+      }
+      assert.deepEqual((await readdir(folder)).sort(), [...HIDDEN, ...(replaced ? ['extent', 'main'] : [])].sort());
+    });
+  }
+}
+
+test('where names cannot be swapped, and one file cannot have its name, no file of the new set has one', async (t) => {
+  const folder = await temporaryDirectory(t);
+  await oldFiles(folder);
+  let committing = false;
+  const staged = await twoFiles(
+    t,
+    folder,
+    async (path, options) => {
+      const storage = await openStorage(path, options);
+      if (committing && path === join(folder, HIDDEN[1] as string)) await unlink(join(folder, HIDDEN[0] as string));
+      return storage;
+    },
+    noExchange,
+  );
+  committing = true;
+  await assert.rejects(staged.commit(), { code: 'NOT_FOUND', help: undefined });
+  await staged.abort();
+  for (const name of ['main', 'extent']) assert.equal(await text(folder, name), `old ${name}`);
+  assert.deepEqual((await readdir(folder)).sort(), ['extent', 'main']);
+});
+
+test('a single file that replaced another one stays when its name cannot be made durable, and that is said', async (t) => {
+  const folder = await temporaryDirectory(t);
+  await oldFiles(folder);
+  const syncFolder = (): Promise<void> => Promise.reject(Object.assign(new Error('EIO'), { code: 'EIO' }));
+  const options = { openStorage, sync: true, syncFolder, ...noExchange };
+  const staged = await StagedTarget.begin(join(folder, 'main'), options);
+  await writeFile(staged.temporary, 'new main');
+  await assert.rejects(staged.commit(), { code: 'IO', help: /^The new image is whole and has its name/ });
+  assert.equal(staged.mixed, true);
+  await staged.abort();
+  assert.equal(await text(folder, 'main'), 'new main');
+});
+
+test('what an attempt moved aside before it was killed comes back: all of it, or nothing', async (t) => {
+  const aside = (folder: string, name: string): string => join(folder, `.${name}.lunette-old`);
+  const folder = await temporaryDirectory(t);
+  // Killed when the extent had its name, and the main file did not.
+  for (const name of ['main', 'extent']) await writeFile(aside(folder, name), `old ${name}`);
+  await writeFile(join(folder, 'extent'), 'new extent');
+  await (await twoFiles(t, folder)).abort();
+  for (const name of ['main', 'extent']) assert.equal(await text(folder, name), `old ${name}`);
+  assert.deepEqual((await readdir(folder)).sort(), ['extent', 'main']);
+  // Killed when both had theirs.
+  for (const name of ['main', 'extent']) await writeFile(aside(folder, name), `older ${name}`);
+  await (await twoFiles(t, folder)).abort();
+  for (const name of ['main', 'extent']) assert.equal(await text(folder, name), `old ${name}`);
+  assert.deepEqual((await readdir(folder)).sort(), ['extent', 'main']);
+});
+
+test('what an attempt that runs has moved aside stays its own', async (t) => {
+  const folder = await temporaryDirectory(t);
+  await writeFile(join(folder, '.main.lunette-old'), 'old main');
+  const running = await openStorage(join(folder, '.main.lunette-old'), { readOnly: false });
+  t.after(() => running.close());
+  await running.lock('write');
+  await assert.rejects(twoFiles(t, folder), { code: 'LOCKED' });
+  assert.deepEqual(await readdir(folder), ['.main.lunette-old']);
 });
