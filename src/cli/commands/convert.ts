@@ -57,7 +57,7 @@ Examples:
   lunette convert -O vmdk -o subformat=streamOptimized disk.qcow2 - | ssh host 'cat > disk.vmdk'
 
 Until it is complete, the target keeps its name and its content; after an error, too. What is written with -n, to a device or to
-a pipe is written in place.
+a pipe is written in place. Images on web servers are read from them directly: http_proxy and https_proxy are not looked at.
 
 With --resume a journal beside the target says what is done. After an interrupt, a full disk or a crash the same command goes on from
 there: it reads back what was written, proves it by the journal's checksums, and takes up the rest. When the source or the options are not
