@@ -1,9 +1,11 @@
 import { ERROR_CODES, type ErrorCode, LunetteError } from '../../formats/core/errors.ts';
-import { BusService } from '../dbus/bus-service.ts';
+import { BusError, BusService, NO_REPLY } from '../dbus/bus-service.ts';
 import { codeOfBusName, LUNETTE_PATH, LUNETTE_SERVICE } from '../dbus/lunette-objects.ts';
 import type { DaemonStatus } from './control.ts';
 
 const IGNORED = { lost: () => undefined, back: () => undefined, refused: () => undefined };
+/** An export ends when all requests in flight have: longer than that nobody should have to look at a terminal. */
+const ANSWER_MS = 120_000;
 const NOBODY = /\.(ServiceUnknown|NameHasNoOwner)$/;
 
 /** The daemon that runs on this machine, as other programs reach it: over D-Bus. */
@@ -16,7 +18,7 @@ export class DaemonClient {
 
   /** @throws {LunetteError} UNAVAILABLE without a bus */
   static async connect(): Promise<DaemonClient> {
-    return new DaemonClient(await BusService.connect(IGNORED));
+    return new DaemonClient(await BusService.connect(IGNORED, { answerMs: ANSWER_MS }));
   }
 
   /** @throws {LunetteError} UNAVAILABLE when no daemon runs, ACCESS for others than root */
@@ -45,6 +47,12 @@ export class DaemonClient {
 
 /** An error of the bus, or one of ours that came over it. */
 function explain(error: Error & { type?: unknown }): LunetteError {
+  if (error instanceof BusError && error.busName === NO_REPLY) {
+    return new LunetteError('TIMEOUT', error.message, {
+      help: 'The daemon may still be at it: lunette status, and journalctl -u lunette.',
+      cause: error,
+    });
+  }
   const name = String(error.type ?? '');
   if (NOBODY.test(name)) {
     return new LunetteError('UNAVAILABLE', 'no lunette daemon runs on this machine', {

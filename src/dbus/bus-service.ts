@@ -37,6 +37,8 @@ const PROPERTIES = 'org.freedesktop.DBus.Properties';
 const INTROSPECTABLE = 'org.freedesktop.DBus.Introspectable';
 const PEER = 'org.freedesktop.DBus.Peer';
 const BUS_TIMEOUT_MS = 10_000;
+/** Less than the 25 s after which GLib, and with it targetcli, gives up without a word of ours. */
+const ANSWER_MS = 20_000;
 
 /** A bus that has gone away is tried again after so long, then ever later, ms. */
 const FIRST_RETRY_MS = 500;
@@ -56,6 +58,11 @@ export interface BusListener {
   refused(error: Error): void;
 }
 
+export interface BusOptions {
+  /** How long a call waits for its answer, milliseconds. Default 20 s. */
+  readonly answerMs?: number | undefined;
+}
+
 /** One connection: when a bus ends, all that belongs to it does. */
 interface Connection {
   readonly bus: dbus.MessageBus;
@@ -69,14 +76,16 @@ interface Connection {
  */
 export class BusService {
   readonly #listener: BusListener;
+  readonly #answerMs: number;
   readonly #objects = new Map<string, Map<string, BusInterface>>();
   readonly #names = new Set<string>();
   #connection: Connection | undefined;
   #retry: NodeJS.Timeout | undefined;
   #closed = false;
 
-  private constructor(listener: BusListener) {
+  private constructor(listener: BusListener, { answerMs = ANSWER_MS }: BusOptions) {
     this.#listener = listener;
+    this.#answerMs = answerMs;
   }
 
   /**
@@ -84,8 +93,8 @@ export class BusService {
    *
    * @throws {LunetteError} UNAVAILABLE when there is no bus
    */
-  static async connect(listener: BusListener): Promise<BusService> {
-    const service = new BusService(listener);
+  static async connect(listener: BusListener, options: BusOptions = {}): Promise<BusService> {
+    const service = new BusService(listener, options);
     try {
       await service.#connect();
     } catch (error) {
@@ -105,17 +114,15 @@ export class BusService {
       ending.end(error);
       this.#lost(connection, error);
     };
-    const late = setTimeout(() => end(new Error('it does not answer')), BUS_TIMEOUT_MS);
     bus.on('error', end);
     // The library tells of errors, but not of the end: that is the stream's.
     (bus as unknown as { _connection: EventEmitter })._connection.on('end', () => end(new Error('it has ended')));
     try {
-      await ending.before(new Promise((resolve) => bus.once('connect', () => resolve(undefined))));
+      const connected = new Promise((resolve) => bus.once('connect', () => resolve(undefined)));
+      await ending.before(connected, BUS_TIMEOUT_MS, () => new Error('it does not answer'));
     } catch (error) {
       bus.disconnect();
       throw error;
-    } finally {
-      clearTimeout(late);
     }
     bus.addMethodHandler((message: Message) => this.#handle(bus, message));
     this.#connection = connection;
@@ -212,7 +219,7 @@ export class BusService {
     }
   }
 
-  /** Calls a method of another service. @throws {Error} the D-Bus error */
+  /** Calls a method of another service. @throws {Error} the D-Bus error; {BusError} NO_REPLY when it does not answer in time */
   async call(
     destination: string,
     path: string,
@@ -222,7 +229,7 @@ export class BusService {
     body: readonly unknown[],
   ): Promise<readonly unknown[]> {
     const message = new dbus.Message({ destination, path, interface: face, member, signature, body: [...body] });
-    return (await this.#use((bus) => bus.call(message)))?.body ?? [];
+    return (await this.#use((bus) => bus.call(message), `${destination}: ${member}`))?.body ?? [];
   }
 
   /** Tells all who listen. */
@@ -244,11 +251,15 @@ export class BusService {
     connection?.bus.disconnect();
   }
 
-  /** @throws {Error} what the call throws; that the connection is gone, now or before the answer came */
-  #use<T>(work: (bus: dbus.MessageBus) => Promise<T>): Promise<T> {
+  /**
+   * @param what who is asked for what
+   * @throws {Error} what the call throws; that the connection is gone, now or before the answer came; that none came in time
+   */
+  #use<T>(work: (bus: dbus.MessageBus) => Promise<T>, what = 'the bus'): Promise<T> {
     const connection = this.#connection;
     if (connection === undefined) return Promise.reject(new Error('there is no connection to the bus'));
-    return connection.ending.before(work(connection.bus));
+    const late = (): Error => new BusError(NO_REPLY, `${what}: no answer within ${this.#answerMs / 1000} s`);
+    return connection.ending.before(work(connection.bus), this.#answerMs, late);
   }
 
   async #ask(member: string, argument: string): Promise<unknown> {
@@ -329,6 +340,9 @@ export class BusService {
 
 /** Of somebody who may not do what he asks for. */
 export const ACCESS_DENIED = `${ERROR}AccessDenied`;
+
+/** Of somebody who does not answer in time. */
+export const NO_REPLY = `${ERROR}NoReply`;
 
 /** An error with its whole name on the bus, for methods to throw. */
 export class BusError extends Error {

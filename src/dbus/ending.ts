@@ -19,12 +19,23 @@ export class Ending {
     this.#waiting.clear();
   }
 
-  /** What `work` comes to, if that is before the end. @throws {Error} what it throws; why it has ended */
-  before<T>(work: Promise<T>): Promise<T> {
+  /**
+   * What `work` comes to, if that is before the end, and within `ms` milliseconds.
+   *
+   * @throws {Error} what it throws; why it has ended; `late` when it takes longer
+   */
+  before<T>(work: Promise<T>, ms: number, late: () => Error): Promise<T> {
     return new Promise((resolve, reject) => {
       if (this.#error === undefined) this.#waiting.add(reject);
       else reject(this.#error);
-      work.then(resolve, reject).finally(() => this.#waiting.delete(reject));
+      const timer = setTimeout(() => {
+        this.#waiting.delete(reject);
+        reject(late());
+      }, ms);
+      work.then(resolve, reject).finally(() => {
+        clearTimeout(timer);
+        this.#waiting.delete(reject);
+      });
     });
   }
 }

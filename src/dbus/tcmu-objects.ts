@@ -1,4 +1,4 @@
-import { type BusInterface, type BusService, type Caller, propertiesOf } from './bus-service.ts';
+import { BusError, type BusInterface, type BusService, type Caller, NO_REPLY, propertiesOf } from './bus-service.ts';
 
 /** The name that targetcli looks for, and the interface of handlers. */
 export const TCMU_SERVICE = 'org.kernel.TCMUService1';
@@ -152,7 +152,9 @@ export class TcmuObjects {
           call: async ([config], caller) => {
             // It would take the question for ours, and root's.
             if (!(await this.#bus.isRoot(caller))) return [false, 'only root may do this'];
-            return [...(await this.#bus.call(name, path, TCMU_SERVICE, 'CheckConfig', 's', [config]))];
+            return [
+              ...(await this.#bus.call(name, path, TCMU_SERVICE, 'CheckConfig', 's', [config]).catch(unanswered)),
+            ];
           },
         },
       },
@@ -190,4 +192,10 @@ export class TcmuObjects {
     timer.unref();
     this.#watches.add(timer);
   }
+}
+
+/** targetcli shows why a configuration is refused, and not what else goes wrong. */
+function unanswered(error: unknown): [boolean, string] {
+  if (error instanceof BusError && error.busName === NO_REPLY) return [false, error.message];
+  throw error;
 }

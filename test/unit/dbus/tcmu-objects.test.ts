@@ -5,7 +5,7 @@ import { test } from 'node:test';
 import { ImageHost } from '../../../formats/index.ts';
 import { busHandlers } from '../../../src/daemon/tcmu-bus.ts';
 import { handlerDescriptions } from '../../../src/daemon/tcmu-handlers.ts';
-import { BusService } from '../../../src/dbus/bus-service.ts';
+import { type BusOptions, BusService } from '../../../src/dbus/bus-service.ts';
 import { TCMU_SERVICE, TcmuObjects } from '../../../src/dbus/tcmu-objects.ts';
 import { openStorage } from '../../../src/io/open-storage.ts';
 import { PrivateBus, requiresBus, requiresRoot, until } from '../../support/private-bus.ts';
@@ -22,9 +22,9 @@ const REGISTER = `${TCMU_SERVICE}.HandlerManager1.RegisterHandler`;
 const LISTENER = { lost: () => undefined, back: () => undefined, refused: () => undefined };
 
 /** The service as the daemon publishes it, without devices. */
-async function publish(t: Cleanup, policies = '') {
+async function publish(t: Cleanup, policies = '', options: BusOptions = {}) {
   const bus = await PrivateBus.start(t, { policies });
-  const service = await BusService.connect(LISTENER);
+  const service = await BusService.connect(LISTENER, options);
   t.after(() => service.close());
   const host = new ImageHost({ openStorage });
   t.after(() => host.close());
@@ -50,7 +50,12 @@ async function externalHandler(t: Cleanup, subtype: string) {
         in: 's',
         out: 'bs',
         names: [],
-        call: ([config]) => (config === `${subtype}/good` ? [true, ''] : [false, `${config} is not good`]),
+        call: ([config]) =>
+          config === `${subtype}/silent`
+            ? new Promise(() => undefined)
+            : config === `${subtype}/good`
+              ? [true, '']
+              : [false, `${config} is not good`],
       },
     },
   });
@@ -121,6 +126,18 @@ test('handlers of other processes are asked for root only', { skip: skip || requ
     (await bus.call(TCMU_SERVICE, `${ROOT}/foo`, CHECK, ['string:foo/good'], { asNobody })).stdout;
   assert.match(await check(false), /boolean true/);
   assert.match(await check(true), /boolean false[\s\S]*only root/);
+});
+
+test('a handler of another process that does not answer is given up, and whoever asked hears so', {
+  skip,
+}, async (t) => {
+  const { bus } = await publish(t, '', { answerMs: 2000 });
+  await externalHandler(t, 'foo');
+  await bus.call(TCMU_SERVICE, REGISTRY, REGISTER, ['string:foo', 'string:some words']);
+  const check = async (config: string): Promise<string> =>
+    (await bus.call(TCMU_SERVICE, `${ROOT}/foo`, CHECK, [`string:${config}`])).stdout;
+  assert.match(await check('foo/silent'), /boolean false\s+string "\S+\.foo: CheckConfig: no answer within 2 s/);
+  assert.match(await check('foo/good'), /boolean true/);
 });
 
 test('only root registers handlers', { skip: skip || requiresRoot() }, async (t) => {
