@@ -118,3 +118,6 @@ if (codecs.length > 0) {
   );
   if (checkout) process.exitCode = 1;
 }
+
+// What V8 compiled where the package was packed is of no use to another version of Node.
+if (!checkout) spawnSync(process.execPath, [join(root, 'scripts/code-cache.mjs')], { stdio: 'ignore' });

@@ -1,7 +1,7 @@
 /** Compiles formats/ and src/ into dist/ and bundles the program. dist/ is emptied first: a file that was renamed must not live on in a package. */
 
 import { spawnSync } from 'node:child_process';
-import { chmodSync, existsSync, mkdirSync, rmSync, writeFileSync } from 'node:fs';
+import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -9,6 +9,8 @@ import { build } from 'esbuild';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const program = `${root}dist/src/cli/main.js`;
+const { dependencies, optionalDependencies } = JSON.parse(readFileSync(`${root}package.json`, 'utf8'));
+const packages = Object.keys({ ...dependencies, ...optionalDependencies });
 
 // `npx lunette` in a checkout links the package into a cache of npx and runs its scripts, once. That is no reason to build
 // anew under a running server; and a failure here would leave that cache broken for good.
@@ -25,23 +27,45 @@ rmSync(`${root}dist`, { recursive: true, force: true });
 const done = spawnSync(process.execPath, [tsc, '-p', root], { stdio: 'inherit' });
 if (done.status !== 0) process.exit(done.status ?? 1);
 
-// The program once more, in few files: loading a hundred and seventy takes longer than what most commands do. The library stays as it is.
-const chunks = (name) => ({ in: `${root}dist/src/${name}.js`, out: `chunks/${name.replace(/^.*\//, '')}` });
-await build({
-  // Threads and child processes are started by their files' names, beside whoever starts them.
-  entryPoints: [{ in: program, out: 'src/cli/main' }, chunks('convert/encoder-worker'), chunks('lio/provision-child')],
-  outdir: `${root}dist`,
-  allowOverwrite: true,
+// The program once more, in one file: loading a hundred and seventy takes longer than what most commands do. It is a script, not a module: only
+// scripts can be compiled ahead of time (code-cache.mjs), and main.js becomes what runs it. The library stays as it is.
+const common = {
+  outdir: `${root}dist/program`,
   bundle: true,
-  splitting: true,
-  chunkNames: 'chunks/[name]-[hash]',
-  format: 'esm',
   platform: 'node',
   target: 'node20',
-  packages: 'external',
+  minifyWhitespace: true,
   logLevel: 'warning',
+};
+// Where files beside it are looked for, as if it were a module: dist/program/lunette.js.
+const place = 'lunettePlace';
+await build({
+  ...common,
+  entryPoints: [{ in: program, out: 'lunette' }],
+  format: 'cjs',
+  outExtension: { '.js': '.cjs' },
+  // What every command needs, and no file of it is found at run time: the rest may be left out at installation, or has native code.
+  external: [...packages.filter((name) => name !== 'commander' && name !== 'lru-cache'), 'tsx'],
+  define: { 'import.meta.url': place, 'import.meta.resolve': 'require.resolve' },
+  // Without import(), which scripts from a cache have not everywhere.
+  supported: { 'dynamic-import': false },
+  banner: {
+    js: `(function (require, module) { const exports = module.exports, ${place} = require("node:url").pathToFileURL(require.resolve("./lunette.cjs")).href.replace(/cjs$/, "js");`,
+  },
+  footer: { js: '})' },
 });
+// Threads and child processes are started by their files' names, beside whoever starts them.
+const beside = (name) => ({ in: `${root}dist/src/${name}.js`, out: name.replace(/^.*\//, '') });
+await build({
+  ...common,
+  entryPoints: [beside('convert/encoder-worker'), beside('lio/provision-child')],
+  format: 'esm',
+  packages: 'external',
+});
+copyFileSync(`${root}dist/src/cli/launch.js`, program);
 chmodSync(program, 0o755);
+const compiled = spawnSync(process.execPath, [`${root}scripts/code-cache.mjs`], { stdio: 'inherit' });
+if (compiled.status !== 0) process.exit(compiled.status ?? 1);
 
 // The manual page and completions come from the commands themselves.
 const printed = [

@@ -5,10 +5,12 @@ import { runCli } from './program.ts';
 
 process.title = 'lunette';
 const context = processContext();
-const status = await runCli(process.argv.slice(2), context);
-process.exitCode = status;
-// The process ends by itself when nothing is left to do. What might still hold it (log lines that nobody reads, a peer's half-closed
-// connection) gets a second; output that somebody is still reading, as long as it takes, unless it was interrupted.
-setInterval(() => {
-  if (process.stdout.writableLength === 0 || context.interrupts.seen === true) process.exit(status);
-}, 1000).unref();
+/** Settles when the command has ended. */
+export const ended = runCli(process.argv.slice(2), context).then((status) => {
+  process.exitCode = status;
+  // The process ends by itself when nothing is left to do. What might still hold it (log lines that nobody reads, a peer's half-closed
+  // connection) gets a second; output that somebody is still reading, as long as it takes, unless it was interrupted.
+  setInterval(() => {
+    if (process.stdout.writableLength === 0 || context.interrupts.seen === true) process.exit(status);
+  }, 1000).unref();
+});

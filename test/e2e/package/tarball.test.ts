@@ -5,7 +5,7 @@
 
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
-import { mkdir, writeFile } from 'node:fs/promises';
+import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { npmEnvironment } from '../../support/npm.ts';
@@ -63,10 +63,27 @@ async function installGlobally(name: string, more: NodeJS.ProcessEnv = {}): Prom
   return { lunette: join(prefix, 'bin/lunette'), root: join(prefix, 'lib/node_modules/lunette'), log };
 }
 
+/** What was compiled at installation is taken, and nothing depends on it. */
+async function runsFromItsCodeCacheAndWithout(lunette: string, program: string): Promise<void> {
+  const version = await runOk(lunette, ['--version']);
+  const taken = `
+    const { readFileSync } = require('node:fs');
+    const cachedData = readFileSync('lunette.cache');
+    const script = new (require('node:vm').Script)(readFileSync('lunette.cjs', 'latin1'), { cachedData });
+    console.log(script.cachedDataRejected);`;
+  assert.equal((await runOk(process.execPath, ['-e', taken], { cwd: program })).trim(), 'false');
+  await writeFile(join(program, 'lunette.cache'), 'of another version');
+  assert.equal(await runOk(lunette, ['--version']), version);
+  await rm(join(program, 'lunette.cache'));
+  assert.equal(await runOk(lunette, ['--version']), version);
+}
+
 test('the tarball holds what runs and builds, and nothing of the workshop', { skip }, async () => {
   const names = (await runOk('tar', ['-tzf', tarball])).trim().split('\n');
   for (const name of [
     'package/dist/src/cli/main.js',
+    'package/dist/program/lunette.cjs',
+    'package/scripts/code-cache.mjs',
     'package/dist/formats/index.js',
     'package/dist/formats/index.d.ts',
     'package/dist/src/server.js',
@@ -92,6 +109,7 @@ test('installed globally, the command runs with its addon and reads zstd cluster
   assert.match(await runOk(lunette, ['doctor']), /addon/i);
   assert.ok(existsSync(join(root, 'native/build/Release/lunette.node')), 'the addon was not built');
   assert.ok(!existsSync(join(root, 'node_modules/usocket')), 'usocket came along');
+  await runsFromItsCodeCacheAndWithout(lunette, join(root, 'dist/program'));
 
   const plain = await temporaryFile(t, 'plain.raw', 'lunette '.repeat(64 * 1024));
   const path = join(directory, 'zstd.qcow2');

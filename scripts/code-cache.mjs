@@ -1,0 +1,33 @@
+/**
+ * Compiles the program ahead of time for this version of Node: dist/program/lunette.cache, from which it starts in half the time. What V8 has
+ * compiled by then is in it, so commands are run that go through what most of them need. Runs when the program is built and when a package is installed.
+ */
+
+import { readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import { fileURLToPath } from 'node:url';
+import { Script } from 'node:vm';
+
+const root = fileURLToPath(new URL('..', import.meta.url));
+const filename = `${root}dist/program/lunette.cjs`;
+const sample = `${root}fixtures/sample.qcow2`;
+const script = new Script(readFileSync(filename, 'latin1'), { filename });
+const run = script.runInThisContext();
+
+// What they print is for nobody.
+process.stdout.write = (_text, ...more) => {
+  more.at(-1)?.();
+  return true;
+};
+for (const args of [['info', sample], ['compare', sample, sample], ['--version']]) {
+  process.argv.splice(2, process.argv.length, ...args);
+  const module = { exports: {} };
+  run(createRequire(filename), module);
+  await module.exports.ended;
+  if (process.exitCode !== 0) throw new Error(`lunette ${args.join(' ')} ended with ${process.exitCode}`);
+}
+// Whole or not at all: a server may be starting.
+const file = filename.replace(/cjs$/, 'cache');
+writeFileSync(`${file}.new`, script.createCachedData());
+renameSync(`${file}.new`, file);
+process.exit(0);
