@@ -7,13 +7,14 @@ import type { TcmuUio } from '../lio/uio-devices.ts';
 import { keyOf, parseBackstoreName } from '../lio/user-backstore.ts';
 import type { AwaitedEvent } from '../netlink/channel.ts';
 import { closeInOrder } from './close-in-order.ts';
+import { LastingChannel } from './lasting-channel.ts';
 import { describe, type ServerLog } from './log.ts';
 import { connectSystemBus } from './system-bus.ts';
 import { busHandlers } from './tcmu-bus.ts';
 import { errnoFor, TcmuDisk } from './tcmu-disk.ts';
 import type { TcmuEntry } from './tcmu-entry.ts';
 import { isOurHandler } from './tcmu-handlers.ts';
-import { type AnswerChannel, KERNEL, type TcmuKernel } from './tcmu-kernel.ts';
+import { KERNEL, type TcmuKernel } from './tcmu-kernel.ts';
 
 const EOPNOTSUPP = -95;
 const ENOENT = -2;
@@ -48,12 +49,10 @@ export class TcmuService {
   readonly #entries = new Map<string, TcmuEntry>();
   readonly #kernel: TcmuKernel;
   readonly #lock: { release(): void };
-  #channel: AnswerChannel | undefined;
+  #channel: LastingChannel | undefined;
   #objects: TcmuObjects | undefined;
   #ownBus: BusService | undefined;
   readonly #stopping = new AbortController();
-  /** What is wrong with the service itself. */
-  readonly #troubles: string[] = [];
 
   private constructor(options: TcmuServiceOptions, kernel: TcmuKernel, lock: { release(): void }) {
     this.#kernel = kernel;
@@ -101,7 +100,7 @@ export class TcmuService {
   /** Devices that are not served as they should be, in words: their initiators are told to come again. */
   get problems(): readonly string[] {
     return [
-      ...this.#troubles,
+      ...(this.#channel?.problems ?? []),
       ...[...this.#entries.values()].flatMap(({ backstore: { hba, name }, disk, problem }) =>
         disk === undefined || problem !== undefined
           ? [`user_${hba}/${name}: ${problem ?? 'its image is not open'}`]
@@ -143,18 +142,7 @@ export class TcmuService {
     // Disks first: initiators wait for them. Whoever sees the name on the bus can make devices at once.
     await this.#kernel.blockNetlink(true);
     try {
-      this.#channel = this.#kernel.channel({
-        event: (event) => this.#onEvent(event),
-        overflow: () => void this.#lookAround(),
-        expired: (deviceId) =>
-          this.#log.error({ deviceId }, `device ${deviceId}: not answered in time, the kernel was told that it failed`),
-        trouble: (what, errno) => this.#log.warn({ errno }, `netlink: ${what} (errno ${-errno})`),
-        failed: (errno) => {
-          const text = `the netlink socket failed (errno ${-errno}): devices can no longer be added or removed until the daemon is started again`;
-          this.#troubles.push(text);
-          this.#log.error({ errno }, text);
-        },
-      });
+      this.#channel = this.#listen();
       await this.#takeOver();
       // What still waits is of no kind that can be known: whoever waits hears EINTR.
       await this.#kernel.abortNetlinkWaiters();
@@ -162,6 +150,18 @@ export class TcmuService {
       await this.#kernel.blockNetlink(false);
     }
     await this.#publish();
+  }
+
+  #listen(): LastingChannel {
+    return new LastingChannel((listener) => this.#kernel.channel(listener), {
+      event: (event) => this.#onEvent(event),
+      overflow: () => void this.#lookAround('events were lost'),
+      expired: (deviceId) =>
+        this.#log.error({ deviceId }, `device ${deviceId}: not answered in time, the kernel was told that it failed`),
+      trouble: (what, errno) => this.#log.warn({ errno }, `netlink: ${what} (errno ${-errno})`),
+      lost: (problem) => this.#log.error({}, problem),
+      back: () => void this.#lookAround('the socket is open again'),
+    });
   }
 
   async #publish(): Promise<void> {
@@ -191,6 +191,7 @@ export class TcmuService {
   async #tryAdopt(entry: TcmuEntry): Promise<void> {
     try {
       await this.#inTurn(entry, () => this.#adopt(entry));
+      entry.problem = undefined;
     } catch (error) {
       const removed = !(error instanceof LunetteError) && errnoOf(error) === 'ENOENT'; // since it was seen
       if (removed) return this.#inTurn(entry, () => this.#forget(entry));
@@ -256,8 +257,8 @@ export class TcmuService {
   }
 
   /** Events were lost: finds devices that came or went meanwhile. */
-  async #lookAround(): Promise<void> {
-    this.#log.warn({}, 'netlink: events were lost, looking for devices');
+  async #lookAround(why: string): Promise<void> {
+    this.#log.warn({}, `netlink: ${why}, looking for devices`);
     try {
       await this.#kernel.blockNetlink(true);
       const seen = new Set<string>();
@@ -348,6 +349,7 @@ export class TcmuService {
     }
     try {
       await this.#open(entry);
+      entry.problem = undefined;
     } catch (error) {
       this.#entries.delete(key);
       this.#log.error({ error, device: key }, `${key}: ${describe(error)}`);
@@ -425,7 +427,6 @@ export class TcmuService {
       throw error;
     }
     entry.disk = disk;
-    entry.problem = undefined;
     // Aborts reach us then. Kernels before 5.10 have none.
     await entry.backstore.setAttribute('tmr_notification', 1).catch(() => undefined);
   }

@@ -29,6 +29,9 @@ export class FakeKernel implements TcmuKernel {
   readonly #root: string;
   #listener: ChannelListener | undefined;
   #ticket = 0;
+  #refusals = 0;
+  /** Sockets that were opened so far. */
+  opened = 0;
 
   private constructor(t: Cleanup, root: string) {
     this.#t = t;
@@ -72,6 +75,14 @@ export class FakeKernel implements TcmuKernel {
     this.#listener?.overflow();
   }
 
+  /** The socket fails, and opening another one fails so often. */
+  failSocket(errno: number, refusals: number): void {
+    const listener = this.#listener;
+    this.#listener = undefined;
+    this.#refusals = refusals;
+    listener?.failed(errno);
+  }
+
   // --- what the service asks ---
 
   isLoaded = (): boolean => true;
@@ -81,9 +92,15 @@ export class FakeKernel implements TcmuKernel {
   }
 
   channel(listener: ChannelListener): AnswerChannel {
+    if (this.#refusals > 0) {
+      this.#refusals--;
+      throw Object.assign(new Error('ENOMEM'), { code: 'ENOMEM' });
+    }
+    this.opened++;
     this.#listener = listener;
     return {
       answer: ({ ticket }, status) => {
+        if (this.#listener !== listener) return false;
         if (this.answers.has(ticket)) return false;
         this.answers.set(ticket, status);
         return true;

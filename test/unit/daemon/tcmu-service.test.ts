@@ -151,3 +151,25 @@ test('a device that cannot be taken over keeps nobody from the others, at the st
   assert.deepEqual(service.disks.map(({ backstore }) => backstore.name).sort(), ['later', 'stuck']);
   assert.equal(await answer(kernel.tell({ kind: 'removed' }, later)), 0);
 });
+
+test('a netlink socket that fails is opened again, and what came and went meanwhile is found', { skip }, async (t) => {
+  const { kernel, start, image, answer } = await setUp(t);
+  const service = await start();
+  const first = await kernel.make(1, 'first', `qcow2/${await image('first')}`, SIZE);
+  assert.equal(await answer(kernel.tell({ kind: 'added' }, first)), 0);
+  kernel.failSocket(-105, 2);
+  assert.match(service.problems.join(), /the netlink socket failed \(errno 105\)/);
+  // What is served is served on.
+  assert.equal((await first.ring.in(cdb.read10(0, 8), 4096)).status, 0);
+  const second = await kernel.make(2, 'second', `qcow2/${await image('second')}`, SIZE);
+  kernel.devicesByMinor.delete(1);
+  await until(() => service.disks.map(({ backstore }) => backstore.name).join() === 'second', 'the rescan');
+  assert.equal(kernel.opened, 2);
+  assert.deepEqual(service.problems, []);
+  assert.equal((await second.ring.in(cdb.read10(0, 8), 4096)).status, 0);
+  assert.equal(await answer(kernel.tell({ kind: 'removed' }, second)), 0);
+  // Not after the end.
+  kernel.failSocket(-105, 0);
+  await service.close();
+  assert.equal(kernel.opened, 2);
+});
