@@ -1,5 +1,6 @@
 import type { BlockCache } from './cache/cache.ts';
 import type { Inflate } from './core/inflate.ts';
+import type { Unpack } from './core/unpack.ts';
 import type { ReferenceKind } from './image/gate.ts';
 import type { Layer } from './image/layer.ts';
 import type { ParentSearch } from './image/parent.ts';
@@ -61,6 +62,10 @@ export interface LayerContext {
   readonly cache: BlockCache;
   /** Unpacks deflate streams. Default: Node's. */
   readonly inflate?: Inflate | undefined;
+  /** Unpacks many streams at once. Default: one at a time, zstd with zstd-napi. */
+  readonly unpack?: Unpack | undefined;
+  /** Disks are read once, from start to end: what is read as a whole need not be kept. */
+  readonly readsOnce?: boolean | undefined;
   /** Opens a further file that the image names (data file, extent): gate, then open, then lock. `reference` as written in the image. */
   openReferenced(
     reference: string,

@@ -5,6 +5,7 @@ import type { BlockCache } from './cache/cache.ts';
 import { codeOf, ImageError, LunetteError } from './core/errors.ts';
 import type { Inflate } from './core/inflate.ts';
 import { MiB } from './core/units.ts';
+import type { Unpack } from './core/unpack.ts';
 import type { FormatDriver, LayerContext, LayerOpenOptions, Secrets } from './driver.ts';
 import { ChainImage } from './image/chain.ts';
 import { settle } from './image/chain-read.ts';
@@ -26,6 +27,10 @@ export interface ImageHostOptions {
   openStorage?: StorageOpener;
   /** How deflate streams are unpacked. Default: by Node. */
   inflate?: Inflate | undefined;
+  /** How many streams are unpacked at once. Default: one at a time, by Node and zstd-napi. */
+  unpack?: Unpack | undefined;
+  /** Disks are read once, from start to end, in large pieces: compressed clusters that are read as a whole are not kept. Default false. */
+  readsOnce?: boolean | undefined;
   /** Judges files that images name. Default: an image's own directory and below, and its backing files' in turn. */
   gate?: OpenGate;
   warn?: (message: string, path: string) => void;
@@ -83,7 +88,7 @@ interface SharedLayer {
 export class ImageHost {
   readonly cache: BlockCache;
   readonly #openStorage: StorageOpener;
-  readonly #inflate: Inflate | undefined;
+  readonly #unpacking: Pick<LayerContext, 'inflate' | 'unpack' | 'readsOnce'>;
   readonly #gate: OpenGate;
   readonly #warn: (message: string, path: string) => void;
   readonly #workingDirectory: string | undefined;
@@ -101,7 +106,8 @@ export class ImageHost {
   constructor(options: ImageHostOptions = {}) {
     this.cache = options.cache ?? new SharedBlockCache(64 * MiB);
     this.#openStorage = options.openStorage ?? openFileStorage;
-    this.#inflate = options.inflate;
+    const { inflate, unpack, readsOnce } = options;
+    this.#unpacking = { inflate, unpack, readsOnce };
     this.#gate = options.gate ?? new DirectoryGate({ ownDirectory: true });
     this.#warn = options.warn ?? (() => undefined);
     this.#workingDirectory = options.workingDirectory;
@@ -285,7 +291,7 @@ export class ImageHost {
   #context(strict: boolean, mode: LockMode): LayerContext {
     return {
       cache: this.cache,
-      inflate: this.#inflate,
+      ...this.#unpacking,
       openReferenced: async (reference, from, kind, { readOnly }) => {
         const lock = !readOnly ? 'write' : mode === 'write' ? 'read' : mode;
         const place = this.#resolve(reference, from, kind);

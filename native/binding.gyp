@@ -17,9 +17,11 @@
         "io_queue.cc",
         "locks.cc",
         "probe.cc",
+        "streams.cc",
         "transfer.cc",
         "unix_datagram.cc",
-        "zero.cc"
+        "zero.cc",
+        "zstd.cc"
       ],
       "dependencies": ["<!(node -p \"require('node-addon-api').targets\"):node_addon_api_except"],
       "defines": ["NAPI_VERSION=8", "_FILE_OFFSET_BITS=64"],

@@ -4,6 +4,7 @@
 #include "glue.h"
 #include "inflate.h"
 #include "io_queue.h"
+#include "streams.h"
 
 namespace lunette {
 namespace {
@@ -228,12 +229,18 @@ Napi::Value QueueSetThreads(const Napi::CallbackInfo& info) {
 // queueClose(handle): void
 void QueueClose(const Napi::CallbackInfo& info) { GetQueue(info)->Close(); }
 
+// canUnpack(form): boolean
+Napi::Value CanUnpackForm(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), CanUnpack(static_cast<StreamForm>(info[0].ToNumber().Uint32Value())));
+}
+
 }  // namespace
 
 void RegisterIoQueue(Napi::Env env, Napi::Object exports) {
   exports.Set("queueCreate", Napi::Function::New<QueueCreate>(env, "queueCreate"));
   exports.Set("queueSubmit", Napi::Function::New<QueueSubmit>(env, "queueSubmit"));
   exports.Set("queueSetThreads", Napi::Function::New<QueueSetThreads>(env, "queueSetThreads"));
+  exports.Set("canUnpack", Napi::Function::New<CanUnpackForm>(env, "canUnpack"));
   exports.Set("queueClose", Napi::Function::New<QueueClose>(env, "queueClose"));
 
   const struct {
@@ -260,6 +267,7 @@ void RegisterIoQueue(Napi::Env env, Napi::Object exports) {
       {"copySparse", Operation::kCopySparse},
       {"findZeros", Operation::kFindZeros},
       {"compare", Operation::kCompare},
+      {"unpack", Operation::kUnpack},
   };
   Napi::Object codes = Napi::Object::New(env);
   for (const auto& entry : operations) codes.Set(entry.name, static_cast<uint32_t>(entry.operation));

@@ -12,6 +12,7 @@
 #include "inflate.h"
 #include "io_flusher.h"
 #include "locks.h"
+#include "streams.h"
 #include "transfer.h"
 
 namespace lunette {
@@ -84,6 +85,12 @@ int64_t Execute(Request& r) {
       const iovec& output = r.segments[1];
       return Inflate(static_cast<DeflateForm>(r.offset), static_cast<const uint8_t*>(input.iov_base), input.iov_len,
                      static_cast<uint8_t*>(output.iov_base), output.iov_len);
+    }
+    case Operation::kUnpack: {
+      const size_t count = r.segments.size() - 2;
+      if (r.segments.size() < 3 || r.segments[0].iov_len != count * 3 * sizeof(int32_t)) return -EINVAL;
+      return Unpack(static_cast<StreamForm>(r.offset), r.segments[1], static_cast<int32_t*>(r.segments[0].iov_base),
+                    r.segments.data() + 2, count);
     }
   }
   return -EINVAL;

@@ -37,6 +37,8 @@ enum class Operation : uint32_t {
   kFindZeros,
   // `source` -1: with zeros.
   kCompare,
+  // No file: places, packed bytes, then an output for each place; `offset` is the StreamForm.
+  kUnpack,
 };
 
 struct Request {

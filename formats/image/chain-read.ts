@@ -79,6 +79,13 @@ export class ChainReader {
         if (layer.tryMap(at, end - at, extents) < 0) await layer.map(at, end - at, extents);
         for (let i = 0; i < extents.count; i++) {
           const start = extents.offsets[i] as number;
+          if (extents.kinds[i] === OPAQUE && layer.readOpaqueRun !== undefined) {
+            const first = i;
+            while (i + 1 < extents.count && extents.kinds[i + 1] === OPAQUE) i++;
+            const length = (extents.offsets[i] as number) + (extents.lengths[i] as number) - start;
+            begin(pending, layer.readOpaqueRun(extents, first, i + 1, start, iov.slice(start - offset, length)));
+            continue;
+          }
           const part = iov.slice(start - offset, extents.lengths[i] as number);
           if (this.#tryExtent(depth, extents, i, start, part)) continue;
           begin(pending, this.#readExtent(depth, extents, i, start, part));

@@ -46,6 +46,13 @@ export interface Layer {
    * @param offset guest offset inside the extent; byteLength(iov) bytes that do not leave it
    */
   readOpaque(extents: ExtentBuffer, index: number, offset: number, iov: IoVec): Promise<void>;
+  /**
+   * As readOpaque, for extents [first, end) of a mapping that follow each other and are read as a whole. Takes what it needs of `extents` before it
+   * first waits. Absent: one at a time.
+   */
+  readonly readOpaqueRun?:
+    | ((extents: ExtentBuffer, first: number, end: number, offset: number, iov: IoVec) => Promise<void>)
+    | undefined;
 
   /**
    * Before the first change of a session: whatever the format wants on disk by then (autoclear bits, dirty flags, CID). The mover calls

@@ -3,6 +3,7 @@ import { ImageError } from '../core/errors.ts';
 import type { Inflate } from '../core/inflate.ts';
 import { IoVec } from '../core/iov.ts';
 import { MiB } from '../core/units.ts';
+import type { Unpack } from '../core/unpack.ts';
 import type { Storage } from '../storage/storage.ts';
 import { decompress } from './cluster-codec.ts';
 import type { CompressionType } from './header.ts';
@@ -17,6 +18,8 @@ export interface CompressedClustersOptions {
   readonly clusterSize: number;
   /** Default: Node's. */
   readonly inflate?: Inflate | undefined;
+  /** Default: Node's, and zstd-napi. */
+  readonly unpack?: Unpack | undefined;
   /** Decompressed clusters by guest cluster number. */
   readonly cache: BlockSpace;
   /** Bytes in the file that the compressed cluster at a guest offset may take; undefined when its entry is not in memory or another one now. */
@@ -89,7 +92,7 @@ export class CompressedClusters {
   }
 
   async #decompress(cluster: number, hostOffset: number): Promise<Uint8Array> {
-    const { storage, type, clusterSize, inflate, lengthOf } = this.#options;
+    const { storage, type, clusterSize, inflate, unpack, lengthOf } = this.#options;
     if (this.#running >= this.#maxRunning) await new Promise<void>((resolve) => this.#waiting.push(resolve));
     else this.#running++;
     try {
@@ -103,7 +106,7 @@ export class CompressedClusters {
         const list = IoVec.of(input);
         if (!storage.tryReadv(hostOffset, list)) await storage.readv(hostOffset, list);
       }
-      const bytes = await decompress(type, input, clusterSize, inflate);
+      const bytes = await decompress(type, input, clusterSize, inflate, unpack);
       if (pooled) this.#inputs.push(buffer);
       // Written over meanwhile: nobody may find the old content under this number.
       if (lengthOf(cluster * clusterSize, hostOffset) !== undefined) this.#cache.set(cluster, bytes);

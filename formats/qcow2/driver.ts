@@ -61,6 +61,8 @@ async function openLayer(storage: Storage, options: LayerOpenOptions, opened: St
     size: sizeOf(header, snapshot),
     cache: context.cache,
     inflate: context.inflate,
+    unpack: context.unpack,
+    readsOnce: context.readsOnce,
     leases: new LeaseBook(),
     live: snapshot === undefined,
     shared: options.shared ?? false,

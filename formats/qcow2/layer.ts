@@ -3,6 +3,7 @@ import { ImageError, LunetteError } from '../core/errors.ts';
 import type { Inflate } from '../core/inflate.ts';
 import type { IoVec } from '../core/iov.ts';
 import { alignUp, divideUp } from '../core/units.ts';
+import type { Unpack } from '../core/unpack.ts';
 import type { BitmapStore, ChangeRecorder } from '../image/bitmaps.ts';
 import { ENCRYPTED, type ExtentBuffer } from '../image/extent.ts';
 import type {
@@ -29,6 +30,7 @@ import { GuestSectors } from './guest-sectors.ts';
 import type { Qcow2Header } from './header.ts';
 import { COMPRESSED_BIT, compressedLength, compressedOffset, getU32 } from './l2.ts';
 import { Mapping } from './mapping.ts';
+import { PackedReads } from './packed-reads.ts';
 import { PointerTable } from './pointer-table.ts';
 import type { Renewal } from './renewal.ts';
 import type { SliceCache } from './slices.ts';
@@ -47,6 +49,9 @@ export interface Qcow2LayerParts {
   readonly size: number;
   readonly cache: BlockCache;
   readonly inflate?: Inflate | undefined;
+  readonly unpack?: Unpack | undefined;
+  /** The disk is read from start to end. */
+  readonly readsOnce?: boolean | undefined;
   /** Undefined when the image was opened only to be described. */
   readonly tables: { readonly l1: PointerTable; readonly slices: SliceCache } | undefined;
   /** Undefined when the layer is read-only. */
@@ -81,12 +86,13 @@ export class Qcow2Layer implements Layer {
   readonly endUnit: number;
   readonly cutsEnd: boolean;
   readonly compression: Compression | undefined;
+  readonly readOpaqueRun: Layer['readOpaqueRun'];
   readonly recorder: ChangeRecorder | undefined;
   readonly bitmaps: BitmapStore | undefined;
   readonly #snapshots: readonly Qcow2Snapshot[];
   #size: number;
   readonly #cache: BlockCache;
-  readonly #inflate: Inflate | undefined;
+  readonly #unpacking: Pick<Qcow2LayerParts, 'inflate' | 'unpack' | 'readsOnce'>;
   readonly #dataStorage: Storage;
   readonly #payload: Payload;
   readonly #guestSectors: GuestSectors | undefined;
@@ -113,7 +119,8 @@ export class Qcow2Layer implements Layer {
     this.cutsEnd = parts.dataStorage !== storage;
     this.#snapshots = parts.snapshots;
     this.#cache = parts.cache;
-    this.#inflate = parts.inflate;
+    const { inflate, unpack, readsOnce } = parts;
+    this.#unpacking = { inflate, unpack, readsOnce };
     this.#size = parts.size;
     this.#dataStorage = parts.dataStorage;
     this.#payload = parts.payload;
@@ -153,13 +160,13 @@ export class Qcow2Layer implements Layer {
     });
     this.#mapping = mapping;
     this.#slices = tables.slices;
-    this.#compressed = new CompressedClusters({
+    const reading = {
       storage,
       type: header.compressionType,
       clusterSize,
-      inflate: parts.inflate,
-      cache: parts.shared === true ? KEEPS_NOTHING : parts.cache.space(divideUp(parts.size, clusterSize)),
-      lengthOf: (guestOffset, hostOffset) => {
+      inflate,
+      unpack,
+      lengthOf: (guestOffset: number, hostOffset: number) => {
         const slice = mapping.sliceOf(guestOffset);
         const bytes = slice < 0 ? undefined : tables.slices.peek(slice);
         if (bytes === undefined) return undefined;
@@ -169,7 +176,14 @@ export class Qcow2Layer implements Layer {
         const same = (high & COMPRESSED_BIT) !== 0 && compressedOffset(high, low, compressedOffsetBits) === hostOffset;
         return same ? compressedLength(high, low, compressedOffsetBits) : undefined;
       },
-    });
+    };
+    const cache = parts.shared === true ? KEEPS_NOTHING : parts.cache.space(divideUp(parts.size, clusterSize));
+    this.#compressed = new CompressedClusters({ ...reading, cache });
+    // Sectors of encrypted images are read one extent at a time.
+    if (readsOnce === true && guestCipher === undefined) {
+      const reads = new PackedReads(reading, this.#compressed);
+      this.readOpaqueRun = (extents, first, end, offset, iov) => reads.read(extents, first, end, offset, iov);
+    }
     writer?.attach(mapping, this.#compressed);
   }
 
@@ -348,7 +362,7 @@ export class Qcow2Layer implements Layer {
         snapshots: this.snapshots,
         size,
         cache: this.#cache,
-        inflate: this.#inflate,
+        ...this.#unpacking,
         tables: { l1: await PointerTable.load(storage, options), slices },
         writer: undefined,
         leases: this.leases,

@@ -2,8 +2,12 @@ import { ImageError } from '../core/errors.ts';
 
 /** The zstd library as functions of bytes. */
 export interface Zstd {
-  /** Decompresses until `size` bytes are there or the input ends. */
-  decompress(input: Uint8Array, size: number): Uint8Array;
+  /**
+   * Decompresses until `output` is full or the input ends.
+   *
+   * @returns bytes of output; undefined for what is no such stream
+   */
+  decompress(input: Uint8Array, output: Uint8Array): number | undefined;
   /** One frame. */
   compress(input: Uint8Array): Uint8Array;
 }
@@ -35,19 +39,22 @@ async function load(): Promise<Zstd> {
   decoder.setParameter(binding.DParameter.windowLogMax, MAX_WINDOW_LOG);
   const encoder = new binding.CCtx();
   return {
-    decompress(input, size) {
+    decompress(input, output) {
       decoder.reset(binding.ResetDirective.sessionOnly);
-      const output = new Uint8Array(size);
       let done = 0;
       let read = 0;
-      // One or more frames; what follows the cluster's last byte is none of ours.
-      while (done < size) {
-        const [, written, consumed] = decoder.decompressStream(output.subarray(done), input.subarray(read));
-        if (written === 0 && consumed === 0) break;
-        done += written;
-        read += consumed;
+      try {
+        // One or more frames; what follows the cluster's last byte is none of ours.
+        while (done < output.length) {
+          const [, written, consumed] = decoder.decompressStream(output.subarray(done), input.subarray(read));
+          if (written === 0 && consumed === 0) break;
+          done += written;
+          read += consumed;
+        }
+      } catch {
+        return undefined;
       }
-      return output.subarray(0, done);
+      return done;
     },
     compress(input) {
       const output = new Uint8Array(binding.compressBound(input.length));

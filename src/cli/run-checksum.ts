@@ -15,7 +15,8 @@ export async function runChecksum(
   const { algorithm, format, snapshot, forceShare, strict, parent, ignoreCid, allow, allowAny, secretFile } = options;
   const interrupted = new AbortController();
   const stopListening = context.interrupts.once(() => interrupted.abort());
-  const image = await openDisk(createHost({ allow, allowAny, secretFile, warn, signal: interrupted.signal }), name, {
+  const host = createHost({ allow, allowAny, secretFile, warn, signal: interrupted.signal, readsOnce: true });
+  const image = await openDisk(host, name, {
     format,
     snapshot,
     forceShare,

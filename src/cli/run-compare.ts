@@ -27,7 +27,7 @@ export async function runCompare(
   const interrupted = new AbortController();
   const stopListening = context.interrupts.once(() => interrupted.abort());
   try {
-    const host = createHost({ ...options, signal: interrupted.signal });
+    const host = createHost({ ...options, signal: interrupted.signal, readsOnce: true });
     const { forceShare, strict, ignoreCid, format, secondFormat } = options;
     const open = (name: string, its: string | undefined) =>
       openDisk(host, name, { format: its, forceShare, strict, ignoreCid });

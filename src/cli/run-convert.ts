@@ -45,6 +45,7 @@ export async function runConvert(
     secretFile: allSecretFiles(options),
     warn,
     signal: interrupted.signal,
+    readsOnce: true,
   });
   const sources: Image[] = [];
   try {

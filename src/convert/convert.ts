@@ -19,6 +19,7 @@ import {
   writeStreamOptimized,
 } from '../../formats/index.ts';
 import { nativeInflate } from '../io/native-inflate.ts';
+import { nativeUnpack } from '../io/native-unpack.ts';
 import { openStorage as openNative } from '../io/open-storage.ts';
 import { compareDisks } from './compare.ts';
 import { type CopyOptions, copyDisk, copyUnit } from './copy.ts';
@@ -210,6 +211,8 @@ function hostFor(options: ConvertOptions, openStorage: StorageOpener): ImageHost
     cache: new SharedBlockCache(TARGET_CACHE),
     openStorage,
     inflate: nativeInflate,
+    unpack: nativeUnpack,
+    readsOnce: true,
     ...(gate === undefined ? {} : { gate }),
     ...(warn === undefined ? {} : { warn }),
     ...(secrets === undefined ? {} : { secrets }),

@@ -55,6 +55,7 @@ export interface QueueOperations {
   readonly copySparse?: number;
   readonly findZeros?: number;
   readonly compare?: number;
+  readonly unpack?: number;
 }
 
 /** What probeDirectory finds, as bits. */
@@ -89,6 +90,8 @@ export interface NativeBinding {
   /** Runs what was submitted to its end and joins the threads. */
   queueClose(queue: QueueHandle): void;
   readonly operations: QueueOperations;
+  /** Whether there is a library for a StreamForm (native/streams.h): looks for it when it is first asked. Absent as `unpack` is */
+  canUnpack?(form: number): boolean;
 
   /** Memory that this thread and those of I/O queues need does not wait for writes to disks that we serve. @returns 0 or a negative errno */
   becomeIoFlusher(): number;

@@ -4,6 +4,8 @@ import { addressOf } from './memory.ts';
 
 /** Threads of a queue unless told. On few cores more threads make cached data slower, not faster. */
 export const DEFAULT_IO_THREADS = 4;
+/** Most threads of a queue. */
+export const MAX_IO_THREADS = 256;
 
 const REQUEST_WORDS = 8;
 const COMPLETION_WORDS = 3;
@@ -129,6 +131,18 @@ export class IoQueue {
     return this.#push(inflate, -1, form, 0, iov);
   }
 
+  /**
+   * Unpacks many streams: `iov` is three 32-bit numbers for each (where it begins, bytes at most, and room for what came of it), the packed
+   * bytes, and one piece of memory for each output; `form` is the number of a StreamForm (native/streams.h).
+   *
+   * @returns 0
+   */
+  unpack(form: number, iov: IoVec): Promise<number> {
+    const { unpack } = this.operations;
+    if (unpack === undefined) return Promise.reject(new TypeError('this addon cannot unpack streams'));
+    return this.#push(unpack, -1, form, 0, iov);
+  }
+
   /** Waits for what is in flight and ends the threads. Later requests reject. Safe to call twice. */
   close(): Promise<void> {
     this.#closed ??= this.#finish();
@@ -238,8 +252,8 @@ const NOTHING = new Uint8Array(0);
 function unused(): void {}
 
 function checkThreads(threads: number): void {
-  if (!Number.isInteger(threads) || threads < 1 || threads > 256) {
-    throw new RangeError(`${threads} I/O threads: 1 to 256 make sense`);
+  if (!Number.isInteger(threads) || threads < 1 || threads > MAX_IO_THREADS) {
+    throw new RangeError(`${threads} I/O threads: 1 to ${MAX_IO_THREADS} make sense`);
   }
 }
 

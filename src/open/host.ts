@@ -5,6 +5,7 @@ import { DirectoryGate, OPEN_GATE, type OpenGate } from '../../formats/image/gat
 import { ImageHost, SharedBlockCache } from '../../formats/index.ts';
 import type { Storage } from '../../formats/storage/storage.ts';
 import { nativeInflate } from '../io/native-inflate.ts';
+import { nativeUnpack, unpackOnAllCores } from '../io/native-unpack.ts';
 import { formatOfHead, HEAD } from './foreign.ts';
 import { storageOpener } from './open-storage.ts';
 import { secretsOf } from './secrets.ts';
@@ -21,6 +22,8 @@ export interface HostOptions {
   readonly secretFile?: readonly string[] | undefined;
   /** Something about an image is odd but not fatal. */
   readonly warn?: ((message: string, path: string) => void) | undefined;
+  /** Disks are read once, from start to end: compressed clusters are unpacked many at a time, on all cores, and not kept. */
+  readonly readsOnce?: boolean | undefined;
   /** Who waits for a web server waits no longer: ABORTED. */
   readonly signal?: AbortSignal | undefined;
 }
@@ -29,9 +32,12 @@ export const DEFAULT_CACHE_BYTES = 64 * MiB;
 
 /** The place where a process opens its images: files through the addon where it is built, one cache for all. */
 export function createHost(options: HostOptions = {}): ImageHost {
+  if (options.readsOnce === true) unpackOnAllCores();
   return new ImageHost({
     cache: new SharedBlockCache(options.cacheBytes ?? DEFAULT_CACHE_BYTES),
     inflate: nativeInflate,
+    unpack: nativeUnpack,
+    readsOnce: options.readsOnce,
     openStorage: storageOpener(options.warn, options.signal),
     gate: createGate(options),
     workingDirectory: process.cwd(),
