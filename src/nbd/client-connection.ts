@@ -1,4 +1,4 @@
-import { connect, type Socket } from 'node:net';
+import { connect, type OnReadOpts, type Socket } from 'node:net';
 import { connect as connectTls, type TLSSocket } from 'node:tls';
 import { fromSystemError, LunetteError, ProtocolError } from '../../formats/core/errors.ts';
 import type { IoVec } from '../../formats/core/iov.ts';
@@ -15,6 +15,17 @@ export interface ConnectOptions {
   readonly requestTimeoutMs: number;
 }
 
+/** Bytes of a read from the socket that is not for data of one request alone. */
+const SCRATCH = 64 * 1024;
+
+/** Who gets what a socket reads without Node's streams between: with TLS it is not read like this. */
+interface Intake {
+  /** Where the next bytes go. */
+  where: () => Uint8Array;
+  /** So many of them are there. */
+  took: (length: number, memory: Uint8Array) => void;
+}
+
 /** A connection of a client in transmission. */
 export class ClientConnection {
   readonly negotiated: Negotiated;
@@ -26,14 +37,28 @@ export class ClientConnection {
   readonly #pending = new Map<number, Pending>();
   readonly #reader: ReplyReader;
   readonly #timer: NodeJS.Timeout;
+  readonly #scratch: Uint8Array = new Uint8Array(SCRATCH);
+  /** Memory of a request that the socket reads into now. */
+  #direct: Uint8Array | undefined;
   #cookie = 0;
   #heard = true;
 
-  private constructor(socket: Socket, negotiated: Negotiated, rest: Buffer, requestTimeoutMs: number) {
+  private constructor(released: Released, negotiated: Negotiated, requestTimeoutMs: number) {
+    const { socket, rest, intake } = released;
     this.#socket = socket;
     this.negotiated = negotiated;
     this.#reader = new ReplyReader(this.#pending, negotiated.mode, negotiated.allocationId);
     socket.on('data', (bytes: Buffer) => this.#receive(bytes));
+    if (intake !== undefined) {
+      intake.where = () => {
+        this.#direct = this.lost === undefined ? this.#reader.destination() : undefined;
+        return this.#direct ?? this.#scratch;
+      };
+      intake.took = (length, memory) => {
+        if (memory === this.#direct) this.#arrived(length);
+        else this.#receive(memory.subarray(0, length));
+      };
+    }
     socket.on('error', (error) => this.#lose(fromSystemError(error, 'the connection failed')));
     socket.on('close', () => this.#lose(new LunetteError('DISCONNECTED', 'the server closed the connection')));
     if (rest.length > 0) this.#receive(rest);
@@ -50,8 +75,7 @@ export class ClientConnection {
     }, options.connectTimeoutMs);
     try {
       const negotiated = await negotiate(stream, uri.exportName, uri.tls);
-      const { socket, rest } = stream.release();
-      return new ClientConnection(socket, negotiated, rest, options.requestTimeoutMs);
+      return new ClientConnection(stream.release(), negotiated, options.requestTimeoutMs);
     } catch (error) {
       stream.leave(abortOption());
       throw error;
@@ -107,8 +131,8 @@ export class ClientConnection {
 
   #leave(why: LunetteError): LunetteError {
     const socket = this.#socket;
-    // What the system has not taken yet is memory of those who asked, which is theirs again from now on.
-    if (this.#pending.size > 0 && socket.writableLength > 0) {
+    // What the system has not taken or brought yet is memory of those who asked, which is theirs again from now on.
+    if (this.#pending.size > 0 && (socket.writableLength > 0 || this.#reader.destination() !== undefined)) {
       this.#lose(why);
       return why;
     }
@@ -144,11 +168,19 @@ export class ClientConnection {
     socket.uncork();
   }
 
-  #receive(bytes: Buffer): void {
+  #receive(bytes: Uint8Array): void {
+    this.#take(() => this.#reader.receive(bytes));
+  }
+
+  #arrived(length: number): void {
+    this.#take(() => this.#reader.arrived(length));
+  }
+
+  #take(take: () => void): void {
     if (this.lost !== undefined) return;
     this.#heard = true;
     try {
-      this.#reader.receive(bytes);
+      take();
     } catch (error) {
       this.#lose(
         error instanceof LunetteError ? error : new ProtocolError('INTERNAL', String(error), { cause: error }),
@@ -174,10 +206,20 @@ export class ClientConnection {
   }
 }
 
+/** A connection after negotiation. */
+interface Released {
+  readonly socket: Socket;
+  /** What came too much. */
+  readonly rest: Buffer;
+  /** Undefined: the socket has 'data' events. */
+  readonly intake: Intake | undefined;
+}
+
 /** A socket as negotiation wants it. */
 class SocketStream implements ByteStream {
   readonly #uri: NbdUri;
   readonly #plain: Socket;
+  readonly #intake: Intake | undefined;
   #socket: Socket;
   #chunks: Buffer = Buffer.alloc(0);
   #waiting: { length: number; resolve: (bytes: Buffer) => void; reject: (error: Error) => void } | undefined;
@@ -194,8 +236,16 @@ class SocketStream implements ByteStream {
 
   constructor(uri: NbdUri) {
     this.#uri = uri;
+    if (!uri.tls) {
+      const memory = new Uint8Array(SCRATCH);
+      this.#intake = { where: () => memory, took: (length) => this.#onData(Buffer.from(memory.subarray(0, length))) };
+    }
     const { address } = uri;
-    this.#plain = 'path' in address ? connect(address.path) : connect({ ...address, noDelay: true, keepAlive: true });
+    const onread = this.#intake === undefined ? {} : { onread: readInto(this.#intake) };
+    this.#plain =
+      'path' in address
+        ? connect({ ...address, ...onread })
+        : connect({ ...address, noDelay: true, keepAlive: true, ...onread });
     this.#socket = this.#plain;
     this.#attach(this.#plain);
   }
@@ -273,9 +323,9 @@ class SocketStream implements ByteStream {
   }
 
   /** Negotiation is over: the socket is the caller's, with what came too much. */
-  release(): { socket: Socket; rest: Buffer } {
+  release(): Released {
     this.#detach(this.#socket);
-    return { socket: this.#socket, rest: this.#chunks };
+    return { socket: this.#socket, rest: this.#chunks, intake: this.#intake };
   }
 
   #serve(): void {
@@ -299,6 +349,18 @@ class SocketStream implements ByteStream {
   #detach(socket: Socket): void {
     socket.off('data', this.#onData).off('error', this.#onError).off('close', this.#onClose);
   }
+}
+
+/** How a socket reads into memory that is chosen anew for each read (`onread` of net.Socket). */
+function readInto(intake: Intake): OnReadOpts {
+  return {
+    // Asked again after each read, once what was read has been understood.
+    buffer: () => intake.where(),
+    callback: (length, memory) => {
+      intake.took(length, memory);
+      return true;
+    },
+  };
 }
 
 function putNumber(bytes: Buffer, at: number, value: number): void {

@@ -25,10 +25,12 @@ export interface Pending {
 /** Longest chunk that carries no data of a read: descriptors and messages. */
 const MAX_CHUNK = 2 * 1024 * 1024;
 const NOTHING = new Uint8Array(0);
+/** Less data than this comes faster together with what follows it. */
+const SHORTEST_DIRECT = 64 * 1024;
 
 /**
  * Cuts a server's bytes into replies and gives them to those who wait. Data goes straight from the socket's chunk to where the
- * request wants it. Nothing that a server says is believed: what is not inside of what was asked ends the connection.
+ * request wants it, or is received there in the first place. Nothing that a server says is believed: what is not inside of what was asked ends the connection.
  */
 export class ReplyReader {
   readonly #mode: wire.ReplyMode;
@@ -54,6 +56,35 @@ export class ReplyReader {
     this.#pending = pending;
     this.#mode = mode;
     this.#allocationId = allocationId;
+  }
+
+  /**
+   * Where the bytes that come next may be received directly: they are data, and many.
+   *
+   * @returns undefined: anywhere else, for receive()
+   */
+  destination(): Uint8Array | undefined {
+    const iov = this.#dataLeft < SHORTEST_DIRECT ? undefined : this.#current?.iov;
+    if (iov === undefined) return undefined;
+    let skip = this.#dataAt;
+    for (let i = 0; i < iov.count; i++) {
+      const size = iov.lengths[i] as number;
+      if (skip < size) {
+        const length = Math.min(size - skip, this.#dataLeft);
+        if (length < SHORTEST_DIRECT) return undefined;
+        const start = (iov.offsets[i] as number) + skip;
+        return (iov.memory[i] as Uint8Array).subarray(start, start + length);
+      }
+      skip -= size;
+    }
+    return undefined;
+  }
+
+  /** So many bytes have come to the destination. */
+  arrived(length: number): void {
+    this.#dataAt += length;
+    this.#dataLeft -= length;
+    if (this.#dataLeft === 0) this.#endChunk();
   }
 
   /** Takes bytes, cut anywhere. @throws {ProtocolError} after which the connection is to be closed */
