@@ -17,6 +17,7 @@ import {
   ScriptedServer,
   type SeenRequest,
 } from '../../support/nbd-scripted-server.ts';
+import { randomFor } from '../../support/random.ts';
 
 const GO = 7;
 const NOTHING = Buffer.alloc(0);
@@ -181,6 +182,47 @@ describe('replies', () => {
     const expected = pattern(0, 4096);
     expected.fill(0, 1000, 2000);
     assert.ok((await read(image, 0, 4096)).equals(expected));
+  });
+
+  test('reads of any length land where they were wanted, and nowhere else, however the bytes are cut', async (t) => {
+    const random = randomFor(t);
+    let sending = Promise.resolve();
+    const { image } = await opened(t, {
+      request: ({ type, cookie, offset, length }, socket) => {
+        if (type !== 0) return simpleReply(cookie);
+        const parts: Buffer[] = [];
+        for (let at = 0; at < length; ) {
+          const take = Math.min(length - at, random.between(1, 400_000));
+          parts.push(data(offset + at, take, { cookie, done: at + take === length }));
+          at += take;
+        }
+        const bytes = Buffer.concat(parts);
+        // Cut anywhere, with time between for the other side to read.
+        sending = sending.then(async () => {
+          for (let at = 0; at < bytes.length; ) {
+            const take = random.between(1, 200_000);
+            await new Promise<void>((resolve) => socket.write(bytes.subarray(at, at + take), () => resolve()));
+            at += take;
+          }
+        });
+        return undefined;
+      },
+    });
+    const one = async (): Promise<void> => {
+      const length = random.between(1, random.fraction() < 0.5 ? 4096 : 600_000);
+      const offset = random.between(0, SCRIPTED_SIZE - length);
+      const memory = Buffer.alloc(length + 200, 0xdd);
+      const cut = random.between(0, length);
+      // Two segments with a gap between.
+      const list = IoVec.of(memory, 50, cut).append(memory, 150 + cut, length - cut);
+      await image.readv(offset, list);
+      const expected = pattern(offset, length);
+      const gap = Buffer.alloc(100, 0xdd);
+      const [ends, middle] = [gap.subarray(0, 50), gap];
+      const parts = [ends, expected.subarray(0, cut), middle, expected.subarray(cut), ends];
+      assert.ok(memory.equals(Buffer.concat(parts)), `${length} bytes at ${offset}, cut at ${cut}`);
+    };
+    for (let round = 0; round < 8; round++) await Promise.all(Array.from({ length: 5 }, one));
   });
 
   for (const [what, answer] of [
