@@ -143,11 +143,10 @@ export class Transmission {
     // The low half in both forms; a high one makes it too long.
     const length = view.getUint32(at + this.#headLength - 4);
     if (length <= CHUNK_DATA || length > maxPayload || view.getUint16(at + 6) > wire.CMD_WRITE) return true;
-    if (this.#share.allows(length) || this.#share.alone) return true;
-    if (length <= ownMemory && this.inFlight === 0 && this.#output.queued === 0) return true;
-    this.#starved = true;
-    this.#share.whenGiven(this.#fed);
-    return false;
+    const own = length <= ownMemory && this.inFlight === 0 && this.#output.queued === 0;
+    this.#starved = !own && !this.#share.admits(length, this.#fed);
+    if (own) this.#share.leave();
+    return !this.#starved;
   }
 
   /** Takes no more requests. @returns resolves when nothing is under way any more */
@@ -156,6 +155,7 @@ export class Transmission {
     this.#target?.release();
     this.#target = undefined;
     this.#arena.close();
+    this.#share.leave();
     if (this.inFlight === 0) return Promise.resolve();
     return new Promise((resolve) => {
       const before = this.#idle;

@@ -37,6 +37,8 @@ export class ChunkPool {
   readonly limit: number;
   readonly #free: Chunk[] = [];
   readonly #waiting = new Set<() => void>();
+  /** Who waits for how much, in the order in which they came. */
+  readonly #line = new Map<ChunkShare, number>();
   readonly #keep: number;
   readonly #made: (memory: Uint8Array) => void;
 
@@ -70,6 +72,23 @@ export class ChunkPool {
     this.#waiting.add(callback);
   }
 
+  /** Bytes that are kept for whoever is first in line, and not for `share`. */
+  reservedFrom(share: ChunkShare): number {
+    if (this.#line.size === 0) return 0;
+    const [first, bytes] = this.#line.entries().next().value as [ChunkShare, number];
+    return first === share ? 0 : bytes;
+  }
+
+  /** Stands in line for so many bytes: whatever is given back is kept for the first one until it has as much. */
+  queue(share: ChunkShare, bytes: number): void {
+    this.#line.set(share, bytes);
+  }
+
+  /** Stands in line no more. */
+  leave(share: ChunkShare): void {
+    if (this.#line.delete(share) && this.#waiting.size > 0) this.#wake();
+  }
+
   #wake(): void {
     const waiting = [...this.#waiting];
     this.#waiting.clear();
@@ -93,17 +112,29 @@ export class ChunkShare {
 
   /** True when `bytes` more stay within the limits of this session and of the pool. */
   allows(bytes: number): boolean {
-    return this.used + bytes <= this.#limit && this.#pool.used + bytes <= this.#pool.limit;
+    const { used, limit } = this.#pool;
+    return this.used + bytes <= this.#limit && used + bytes + this.#pool.reservedFrom(this) <= limit;
   }
 
-  /** No session has any: the first may take more than there should be. */
-  get alone(): boolean {
-    return this.#pool.used === 0;
+  /**
+   * Whether much memory may be taken at once. If not, `again` is called when that can be asked again, and `bytes` are kept for this session in
+   * its turn: many sessions that take a little each do not keep it waiting for ever.
+   */
+  admits(bytes: number, again: () => void): boolean {
+    if (this.allows(bytes) || this.#pool.used === 0) {
+      this.leave();
+      return true;
+    }
+    // A session that has too much already waits for itself.
+    if (this.used + bytes > this.#limit) this.leave();
+    else this.#pool.queue(this, bytes);
+    this.#pool.whenGiven(again);
+    return false;
   }
 
-  /** Calls back once when any session has given memory back. */
-  whenGiven(callback: () => void): void {
-    this.#pool.whenGiven(callback);
+  /** Nothing is kept for it any more. */
+  leave(): void {
+    this.#pool.leave(this);
   }
 
   take(): Chunk {

@@ -74,9 +74,9 @@ export class MemoryEndpoint implements Edge {
     return this.take();
   }
 
-  /** The socket takes what it was given. */
-  unstick(): void {
-    this.stuck = false;
+  /** The socket takes what it was given; `again`: and then nothing more. */
+  unstick(again = false): void {
+    this.stuck = again;
     for (const batch of this.#waiting.splice(0)) batch.taken();
   }
 

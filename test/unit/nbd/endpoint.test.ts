@@ -2,7 +2,7 @@ import assert from 'node:assert/strict';
 import { describe, test } from 'node:test';
 import { LunetteError } from '../../../formats/core/errors.ts';
 import { createQcow2, ImageHost, IoVec, MemoryStorage } from '../../../formats/index.ts';
-import { ChunkPool } from '../../../src/wire/chunk-pool.ts';
+import { ChunkPool, ChunkShare } from '../../../src/wire/chunk-pool.ts';
 import {
   CONTEXTS,
   chunk,
@@ -263,6 +263,59 @@ describe('transmission', () => {
     assert.equal(bytes.length, 16 + SIZE + 16 + 1000);
     assert.ok(bytes.subarray(-1000).equals(pattern(3, 1000)));
     for (const wire of [greedy, other, third, fourth]) await wire.settle();
+    assert.equal(pool.used, 0);
+  });
+
+  test('a long request does not wait for ever while others ask for a little again and again', async () => {
+    const limits = { totalMemory: 3 << 20, connectionMemory: 2 << 20, ownMemory: 0, outputLimit: 600_000 };
+    const pool = new ChunkPool(limits.totalMemory);
+    const disk = exportOf(patternDisk(SIZE));
+    const connect = (): MemoryEndpoint => {
+      const wire = new MemoryEndpoint([disk], { limits, pool });
+      for (const bytes of [clientFlags, go()]) wire.endpoint.receive(bytes);
+      wire.take();
+      return wire;
+    };
+    // Each has two answers on the way at any time: together more than what would leave room for a long one.
+    const busy = Array.from({ length: 4 }, connect);
+    const ask = (wire: MemoryEndpoint): void => wire.endpoint.receive(request({ type: 0, length: 250_000 }));
+    for (const wire of busy) {
+      wire.stuck = true;
+      for (let i = 0; i < 4; i++) ask(wire);
+    }
+    const long = connect();
+    const last = connect();
+    long.endpoint.receive(request({ type: 0, length: SIZE }));
+    assert.ok(long.paused, `${pool.used}`);
+    last.endpoint.receive(request({ type: 0, length: SIZE, cookie: 8 }));
+    let answered = 0;
+    for (let round = 0; round < 40; round++) {
+      for (const wire of busy) {
+        for (let i = 0; i < 4; i++) ask(wire);
+        wire.unstick(true);
+        await new Promise((resolve) => setImmediate(resolve));
+      }
+      answered += long.take().length;
+      if (answered > 0 && last.take().length > 0) break;
+      assert.ok(round < 20, `a long request was not answered in ${round} rounds`);
+    }
+    assert.equal(answered, 16 + SIZE);
+    // One that goes while it waits keeps nothing from the others.
+    for (const wire of [long, last]) await wire.settle();
+    for (const wire of busy) wire.unstick(true);
+    const gone = connect();
+    await gone.settle();
+    gone.endpoint.receive(request({ type: 0, length: SIZE }));
+    assert.equal(gone.paused, true);
+    const anybody = new ChunkShare(pool, limits.totalMemory);
+    assert.equal(anybody.allows(limits.totalMemory - pool.used), false);
+    gone.endpoint.gone();
+    assert.equal(anybody.allows(limits.totalMemory - pool.used), true);
+    for (const wire of busy) {
+      wire.stuck = false;
+      wire.unstick();
+    }
+    for (const wire of busy) await wire.settle();
     assert.equal(pool.used, 0);
   });
 
