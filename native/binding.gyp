@@ -5,6 +5,7 @@
       "sources": [
         "addon.cc",
         "crc32c.cc",
+        "deflate.cc",
         "direct_io.cc",
         "file_ops.cc",
         "glue_bytes.cc",

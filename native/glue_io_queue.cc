@@ -234,6 +234,11 @@ Napi::Value CanUnpackForm(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), CanUnpack(static_cast<StreamForm>(info[0].ToNumber().Uint32Value())));
 }
 
+// canPack(form): boolean
+Napi::Value CanPackForm(const Napi::CallbackInfo& info) {
+  return Napi::Boolean::New(info.Env(), CanPack(static_cast<StreamForm>(info[0].ToNumber().Uint32Value())));
+}
+
 }  // namespace
 
 void RegisterIoQueue(Napi::Env env, Napi::Object exports) {
@@ -241,6 +246,7 @@ void RegisterIoQueue(Napi::Env env, Napi::Object exports) {
   exports.Set("queueSubmit", Napi::Function::New<QueueSubmit>(env, "queueSubmit"));
   exports.Set("queueSetThreads", Napi::Function::New<QueueSetThreads>(env, "queueSetThreads"));
   exports.Set("canUnpack", Napi::Function::New<CanUnpackForm>(env, "canUnpack"));
+  exports.Set("canPack", Napi::Function::New<CanPackForm>(env, "canPack"));
   exports.Set("queueClose", Napi::Function::New<QueueClose>(env, "queueClose"));
 
   const struct {
@@ -268,6 +274,7 @@ void RegisterIoQueue(Napi::Env env, Napi::Object exports) {
       {"findZeros", Operation::kFindZeros},
       {"compare", Operation::kCompare},
       {"unpack", Operation::kUnpack},
+      {"pack", Operation::kPack},
   };
   Napi::Object codes = Napi::Object::New(env);
   for (const auto& entry : operations) codes.Set(entry.name, static_cast<uint32_t>(entry.operation));

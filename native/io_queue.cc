@@ -92,6 +92,12 @@ int64_t Execute(Request& r) {
       return Unpack(static_cast<StreamForm>(r.offset), r.segments[1], static_cast<int32_t*>(r.segments[0].iov_base),
                     r.segments.data() + 2, count);
     }
+    case Operation::kPack: {
+      if (r.segments.size() != 3 || r.segments[0].iov_len % sizeof(int32_t) != 0 || r.length <= 0) return -EINVAL;
+      const Packing packing = {static_cast<StreamForm>(r.offset), r.source, static_cast<int>(r.source_offset)};
+      return Pack(packing, static_cast<size_t>(r.length), r.segments[1], r.segments[2],
+                  static_cast<int32_t*>(r.segments[0].iov_base), r.segments[0].iov_len / sizeof(int32_t));
+    }
   }
   return -EINVAL;
 }

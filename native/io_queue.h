@@ -39,6 +39,8 @@ enum class Operation : uint32_t {
   kCompare,
   // No file: places, packed bytes, then an output for each place; `offset` is the StreamForm.
   kUnpack,
+  // No file: lengths, input and output; `offset` is the StreamForm, `length` the unit, `source` the level, `source_offset` the window's bits.
+  kPack,
 };
 
 struct Request {

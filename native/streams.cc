@@ -2,7 +2,13 @@
 
 #include <errno.h>
 
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "deflate.h"
 #include "inflate.h"
+#include "zero.h"
 #include "zstd.h"
 
 namespace lunette {
@@ -30,6 +36,40 @@ int64_t Unpack(StreamForm form, const iovec& packed, int32_t* places, const iove
     places[3 * i + 2] = static_cast<int32_t>(UnpackOne(form, input, length, outputs[i]));
   }
   return 0;
+}
+
+bool CanPack(StreamForm form) { return form == StreamForm::kZstd ? HasZstd() : CanDeflate(); }
+
+int64_t Pack(const Packing& packing, size_t unit, const iovec& input, const iovec& output, int32_t* lengths,
+             size_t count) {
+  constexpr size_t kMost = std::numeric_limits<int32_t>::max();
+  if (unit == 0 || unit > kMost || count != (input.iov_len + unit - 1) / unit || output.iov_len / unit < count) {
+    return -EINVAL;
+  }
+  const uint8_t* bytes = static_cast<const uint8_t*>(input.iov_base);
+  uint8_t* target = static_cast<uint8_t*>(output.iov_base);
+  std::vector<uint8_t> last;
+  for (size_t i = 0; i < count; i++) {
+    const uint8_t* one = bytes + i * unit;
+    const size_t there = input.iov_len - i * unit;
+    if (there < unit) {
+      last.assign(unit, 0);
+      memcpy(last.data(), one, there);
+      one = last.data();
+    }
+    if (IsZero(one, unit)) {
+      lengths[i] = -1;
+      continue;
+    }
+    const int64_t done = packing.form == StreamForm::kZstd
+                             ? ZstdPack(packing.level, one, unit, target, unit - 1)
+                             : Deflate(packing.level, packing.window_bits, one, unit, target, unit - 1);
+    if (done < 0) return done;
+    if (done == 0) memcpy(target, one, unit);
+    lengths[i] = done == 0 ? static_cast<int32_t>(unit) : static_cast<int32_t>(done);
+    target += lengths[i];
+  }
+  return target - static_cast<uint8_t*>(output.iov_base);
 }
 
 }  // namespace lunette

@@ -23,4 +23,19 @@ bool CanUnpack(StreamForm form);
 // came of it, or a negative errno. Returns 0, or -EINVAL when a place is outside of `packed`.
 int64_t Unpack(StreamForm form, const iovec& packed, int32_t* places, const iovec* outputs, size_t count);
 
+bool CanPack(StreamForm form);
+
+// How streams are packed: the window is deflate's alone.
+struct Packing {
+  StreamForm form;
+  int level;
+  int window_bits;
+};
+
+// Packs the units of `input`, of which the last may be shorter: zeros fill it up. The streams come one after the other in `output`, which has
+// room for whole units. `lengths` has a number for each: bytes of its stream; `unit` where none is shorter than the unit, which is there as it
+// is; -1 for zeros, of which there is nothing. Returns bytes of output or a negative errno.
+int64_t Pack(const Packing& packing, size_t unit, const iovec& input, const iovec& output, int32_t* lengths,
+             size_t count);
+
 }  // namespace lunette

@@ -1,5 +1,6 @@
 import type { ImageError } from '../core/errors.ts';
 import type { IoVec } from '../core/iov.ts';
+import type { Packing } from '../core/pack.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { BitmapStore, ChangeRecorder } from './bitmaps.ts';
 import type { ExtentBuffer } from './extent.ts';
@@ -214,6 +215,8 @@ export interface Reservation {
 export interface Compression {
   /** As the format names it: `zlib`, `zstd`. */
   readonly type: string;
+  /** How its streams are made. */
+  readonly packing: Packing;
   /** Bytes. The disk's last unit is filled up with zeros. */
   readonly unit: number;
   /** Compresses one unit, or what is left of the last. */

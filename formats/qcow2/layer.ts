@@ -22,7 +22,7 @@ import type {
 import type { LeaseBook } from '../image/lease.ts';
 import type { Storage } from '../storage/storage.ts';
 import { ReadOnlyBitmaps } from './bitmap-reader.ts';
-import { encodeCluster } from './cluster-codec.ts';
+import { encodeCluster, PACKING } from './cluster-codec.ts';
 import { CompressedClusters } from './compressed.ts';
 import { describeQcow2 } from './describe.ts';
 import type { Payload } from './encryption.ts';
@@ -145,7 +145,12 @@ export class Qcow2Layer implements Layer {
     // Compressed clusters are neither encrypted nor in an external data file.
     if (writer !== undefined && header.cryptMethod === 0 && parts.dataStorage === storage) {
       const { compressionType: type } = header;
-      this.compression = { type, unit: clusterSize, encode: (bytes) => encodeCluster(type, bytes, clusterSize) };
+      this.compression = {
+        type,
+        packing: PACKING[type],
+        unit: clusterSize,
+        encode: (bytes) => encodeCluster(type, bytes, clusterSize),
+      };
     }
     if (tables === undefined) return;
     const mapping = new Mapping({

@@ -24,7 +24,7 @@ import { openStorage as openNative } from '../io/open-storage.ts';
 import { compareDisks } from './compare.ts';
 import { type CopyOptions, copyDisk, copyUnit } from './copy.ts';
 import { concatenate, type DiskSource, isShared, withSize } from './disk.ts';
-import { WorkerEncoder } from './encoder.ts';
+import { startEncoder, type UnitEncoder } from './encoder.ts';
 import { readAhead } from './proof.ts';
 import { forgetEarlier, type ResumeOptions, Resumption, wipeFrom } from './resumption.ts';
 import { type DataRun, dataRuns } from './runs.ts';
@@ -254,14 +254,14 @@ async function writeImage(
   );
   if (begun === undefined) await createEmpty(source.size, staged, { ...made, secrets: options.secrets });
   const image = begun?.image ?? (await open());
-  let encoder: WorkerEncoder | undefined;
+  let encoder: UnitEncoder | undefined;
   let failed = true;
   try {
     if (options.compress === true) {
       if (image.compression === undefined) {
         throw new LunetteError('INVALID', 'an image with these options cannot be compressed', { path: staged.path });
       }
-      encoder = new WorkerEncoder(image.compression);
+      encoder = startEncoder(image.compression);
     }
     if (begun === undefined) {
       await resumption?.begin(image);

@@ -302,37 +302,54 @@ class DiskCopy {
   }
 
   async #storeCompressed(chunk: Chunk, buffer: Uint8Array, encoder: UnitEncoder): Promise<void> {
-    const { overBacking, targetIsZero } = this.#options;
-    const { unit } = encoder;
     const encoding = encoder.encode(buffer, chunk.length);
     encoding.catch(() => undefined);
     const turn = this.#stored;
     const stored = (async () => {
-      const same = overBacking === true ? await this.#shown(chunk) : undefined;
-      const equal = new Set<number>();
-      if (same !== undefined) {
-        for (const part of equalUnits(buffer, same, chunk.length, unit)) {
-          if (!part.equal) continue;
-          for (let at = part.at; at < part.at + part.length; at += unit) equal.add(at / unit);
-        }
-      }
-      const units = await encoding;
-      await turn;
-      this.#check();
-      const leftOut = (i: number): boolean => equal.has(i) || (targetIsZero && units[i] === null);
-      for (let i = 0; i < units.length; ) {
-        if (leftOut(i)) {
-          i++;
-          continue;
-        }
-        let end = i + 1;
-        while (end < units.length && !leftOut(end)) end++;
-        await this.#target.writeCompressed?.(chunk.offset + i * unit, units.slice(i, end) as EncodedUnit[]);
-        i = end;
+      try {
+        const equal = await this.#unitsShown(chunk, buffer, encoder.unit);
+        const { units } = await encoding;
+        await turn;
+        this.#check();
+        await this.#storeUnits(chunk.offset, units, encoder.unit, equal);
+      } finally {
+        // The buffer is the encoder's until then, whatever has failed.
+        (await encoding.catch(() => undefined))?.release();
       }
     })();
     this.#stored = stored.catch(() => undefined);
     return stored;
+  }
+
+  /** Which units of a chunk the target shows already. */
+  async #unitsShown(chunk: Chunk, buffer: Uint8Array, unit: number): Promise<ReadonlySet<number>> {
+    const shown = new Set<number>();
+    if (this.#options.overBacking !== true) return shown;
+    for (const part of equalUnits(buffer, await this.#shown(chunk), chunk.length, unit)) {
+      if (!part.equal) continue;
+      for (let at = part.at; at < part.at + part.length; at += unit) shown.add(at / unit);
+    }
+    return shown;
+  }
+
+  /** Stores units that follow each other, without those that the target shows. */
+  async #storeUnits(
+    offset: number,
+    units: readonly EncodedUnit[],
+    unit: number,
+    shown: ReadonlySet<number>,
+  ): Promise<void> {
+    const leftOut = (i: number): boolean => shown.has(i) || (this.#options.targetIsZero && units[i] === null);
+    for (let i = 0; i < units.length; ) {
+      if (leftOut(i)) {
+        i++;
+        continue;
+      }
+      let end = i + 1;
+      while (end < units.length && !leftOut(end)) end++;
+      await this.#target.writeCompressed?.(offset + i * unit, units.slice(i, end));
+      i = end;
+    }
   }
 
   /** Waits for all writes. @throws the first failure */

@@ -2,7 +2,9 @@ import { availableParallelism } from 'node:os';
 import type { Worker } from 'node:worker_threads';
 import { LunetteError } from '../../formats/core/errors.ts';
 import type { Compression, EncodedUnit } from '../../formats/index.ts';
+import { canPack } from '../io/native-pack.ts';
 import type { EncodeAnswer, EncodeRequest, EncoderSetup } from './encoder-worker.ts';
+import { NativeEncoder } from './native-encoder.ts';
 import { startWorker } from './start-worker.ts';
 
 /** Compresses units of a disk on other cores. */
@@ -10,16 +12,27 @@ export interface UnitEncoder {
   /** Bytes of a unit. */
   readonly unit: number;
   /**
-   * Compresses the units in the first `length` bytes of a buffer, of which the last may be shorter. The buffer may change when the call
-   * has returned.
+   * Compresses the units in the first `length` bytes of a buffer, of which the last may be shorter. The buffer must stay as it is until that is
+   * done.
    */
-  encode(buffer: Uint8Array, length: number): Promise<readonly EncodedUnit[]>;
+  encode(buffer: Uint8Array, length: number): Promise<EncodedUnits>;
   close(): Promise<void>;
+}
+
+export interface EncodedUnits {
+  readonly units: readonly EncodedUnit[];
+  /** Gives the memory of the units back. */
+  release(): void;
+}
+
+/** @param compression of an image that is written. @returns native code where that can do it, else worker threads */
+export function startEncoder(compression: Compression): UnitEncoder {
+  return canPack(compression.packing.form) ? new NativeEncoder(compression) : new WorkerEncoder(compression);
 }
 
 interface Job {
   readonly request: EncodeRequest;
-  readonly resolve: (units: readonly EncodedUnit[]) => void;
+  readonly resolve: (units: EncodedUnits) => void;
   readonly reject: (error: unknown) => void;
 }
 
@@ -40,7 +53,7 @@ export class WorkerEncoder implements UnitEncoder {
     this.#most = Math.max(1, threads);
   }
 
-  encode(buffer: Uint8Array, length: number): Promise<readonly EncodedUnit[]> {
+  encode(buffer: Uint8Array, length: number): Promise<EncodedUnits> {
     // Not slice(): that of a Buffer copies nothing.
     const bytes = new Uint8Array(buffer.subarray(0, length));
     return new Promise((resolve, reject) => {
@@ -79,7 +92,7 @@ export class WorkerEncoder implements UnitEncoder {
       worker.unref();
       if (job !== undefined) {
         if (typeof answer === 'string') job.reject(new LunetteError('INTERNAL', `compressing failed: ${answer}`));
-        else job.resolve(unpack(answer));
+        else job.resolve({ units: unpack(answer), release: () => undefined });
       }
       this.#start();
     });

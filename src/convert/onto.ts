@@ -3,7 +3,7 @@ import type { Image } from '../../formats/index.ts';
 import { compareDisks } from './compare.ts';
 import { type CopyOptions, copyDisk } from './copy.ts';
 import { concatenate, type DiskSource, isShared } from './disk.ts';
-import { WorkerEncoder } from './encoder.ts';
+import { startEncoder } from './encoder.ts';
 import { StreamChecksum } from './stream-checksum.ts';
 
 export interface OntoOptions extends Omit<CopyOptions, 'observe' | 'overBacking' | 'unchanged' | 'encoder'> {
@@ -36,7 +36,7 @@ export async function convertOnto(
   if (options.compress === true && compression === undefined) {
     throw new LunetteError('INVALID', 'this image cannot hold compressed data', { path: target.path });
   }
-  const encoder = options.compress === true && compression !== undefined ? new WorkerEncoder(compression) : undefined;
+  const encoder = options.compress === true && compression !== undefined ? startEncoder(compression) : undefined;
   try {
     await copyDisk(source, target, {
       ...options,

@@ -56,6 +56,7 @@ export interface QueueOperations {
   readonly findZeros?: number;
   readonly compare?: number;
   readonly unpack?: number;
+  readonly pack?: number;
 }
 
 /** What probeDirectory finds, as bits. */
@@ -92,6 +93,7 @@ export interface NativeBinding {
   readonly operations: QueueOperations;
   /** Whether there is a library for a StreamForm (native/streams.h): looks for it when it is first asked. Absent as `unpack` is */
   canUnpack?(form: number): boolean;
+  canPack?(form: number): boolean;
 
   /** Memory that this thread and those of I/O queues need does not wait for writes to disks that we serve. @returns 0 or a negative errno */
   becomeIoFlusher(): number;

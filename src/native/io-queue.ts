@@ -143,6 +143,18 @@ export class IoQueue {
     return this.#push(unpack, -1, form, 0, iov);
   }
 
+  /**
+   * Packs units into streams: `iov` is a 32-bit number for each (room for the lengths), the units, and room for as many whole ones;
+   * `how` is as Packing in native/streams.h.
+   *
+   * @returns bytes of output
+   */
+  pack(how: { form: number; level: number; windowBits: number }, unit: number, iov: IoVec): Promise<number> {
+    const { pack } = this.operations;
+    if (pack === undefined) return Promise.reject(new TypeError('this addon cannot pack streams'));
+    return this.#push(pack, -1, how.form, unit, iov, how.level, how.windowBits);
+  }
+
   /** Waits for what is in flight and ends the threads. Later requests reject. Safe to call twice. */
   close(): Promise<void> {
     this.#closed ??= this.#finish();

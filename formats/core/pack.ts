@@ -1,0 +1,10 @@
+/** How many units are packed into streams at once, outside the event loop. */
+
+import type { StreamForm } from './unpack.ts';
+
+export interface Packing {
+  readonly form: StreamForm;
+  readonly level: number;
+  /** Of deflate. */
+  readonly windowBits: number;
+}
