@@ -53,7 +53,7 @@ int64_t Execute(Request& r) {
     case Operation::kCloneRange:
       return CloneRange(r.source, r.source_offset, r.fd, r.offset, r.length);
     case Operation::kCopyRange:
-      return CopyData(r.source, r.source_offset, r.fd, r.offset, r.length, 0);
+      return CopyByKernel(r.source, r.source_offset, r.fd, r.offset, r.length);
     case Operation::kCopySparse: {
       // What the words have no room for comes in memory.
       double unit = 0;

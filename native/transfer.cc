@@ -91,14 +91,16 @@ int64_t UnitIsZero(int fd, int64_t offset, int64_t length, uint8_t* buffer) {
 
 }  // namespace
 
+int64_t CopyByKernel(int source, int64_t source_offset, int fd, int64_t offset, int64_t length) {
+  int64_t done = CopyRange(source, source_offset, fd, offset, length);
+  if (done == length || (done < 0 && !CannotCopy(done))) return done;
+  int64_t total = std::max<int64_t>(done, 0);
+  int64_t rest = CopyData(source, source_offset + total, fd, offset + total, length - total, 0);
+  return rest < 0 ? rest : total + rest;
+}
+
 int64_t CopyData(int source, int64_t source_offset, int fd, int64_t offset, int64_t length, int64_t unit) {
   int64_t total = 0;
-  if (unit <= 0) {
-    int64_t done = CopyRange(source, source_offset, fd, offset, length);
-    if (done < 0 && !CannotCopy(done)) return done;
-    if (done > 0) total = done;
-    if (total == length) return total;
-  }
   size_t step = unit <= 0 ? kBuffer : static_cast<size_t>(unit);
   if (step < kBuffer) step = kBuffer / step * step;
   uint8_t* buffer = Buffer(step);

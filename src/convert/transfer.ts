@@ -3,7 +3,7 @@ import type { Image, Storage } from '../../formats/index.ts';
 import type { DataRun } from './runs.ts';
 
 /** Bytes of one native call: long enough that what JavaScript does for each does not count, short enough to be interrupted. */
-const PIECE = 8 * MiB;
+const PIECE = 32 * MiB;
 /** Pieces in flight. A file takes one write at a time: a third thread would wait for the two that read and write. */
 const PARALLEL = 2;
 /** Shorter runs are gathered into larger writes instead. */

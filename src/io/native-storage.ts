@@ -88,6 +88,8 @@ export class NativeStorage implements Storage {
   /** Block devices: offsets and lengths of discard and zeroing are multiples of it. */
   readonly #blockSize: number;
   #size: number;
+  /** A server's, or another file system that may wait at any call: it may have a way of its own to copy. */
+  readonly #isRemote: boolean;
   /** How to read and write on the event loop; undefined: not at all. */
   #readMode: TransferMode | undefined;
   #writeMode: TransferMode | undefined;
@@ -117,6 +119,7 @@ export class NativeStorage implements Storage {
       this.#readMode = READ_CACHED;
       this.#writeMode = WRITE_NO_WAIT;
     }
+    this.#isRemote = this.#readMode === undefined;
     if (file.readOnly) this.#writeMode = undefined;
   }
 
@@ -280,7 +283,7 @@ export class NativeStorage implements Storage {
         const piece = Math.min(length - total, COPY_CHUNK);
         const from = sourceOffset + total;
         const to = offset + total;
-        const done = await (leaveOut === 0 || operations.copySparse === undefined
+        const done = await ((leaveOut === 0 && this.#isRemote) || operations.copySparse === undefined
           ? this.#queue.copy(operations.copyRange, source.fd, from, this.fd, to, piece)
           : this.#queue.copy(operations.copySparse, source.fd, from, this.fd, to, piece, wordOf(leaveOut)));
         if (done < 0) {

@@ -5,8 +5,8 @@ import { MiB } from '../../../formats/core/units.ts';
 import { type Image, MemoryStorage } from '../../../formats/index.ts';
 import { transferRun } from '../../../src/convert/transfer.ts';
 
-const PIECE = 8 * MiB;
-const LENGTH = 40 * MiB;
+const PIECE = 32 * MiB;
+const LENGTH = 5 * PIECE;
 
 /** Copies with a target that takes the given time, and does what it is told, for each piece. */
 async function copied(act: (piece: number, length: number) => Promise<number>, check = (): void => undefined) {

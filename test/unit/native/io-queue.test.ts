@@ -119,6 +119,23 @@ test('a read at the end of the file gives the bytes that there are', { skip }, a
   assert.equal(await queue.readv(fd, 10, IoVec.of(new Uint8Array(4))), 0);
 });
 
+test('the kernel copies between files, whole or as far as the source goes, and what it refuses is read and written', {
+  skip,
+}, async (t) => {
+  const queue = makeQueue(t);
+  const bytes = new Uint8Array(randomFor(t).bytes(700_001));
+  const source = await makeFile(t, bytes);
+  const appended = await makeFile(t);
+  const target = openSync(appended.path, 'a'); // copy_file_range does not append
+  t.after(() => closeSync(target));
+  const plain = await makeFile(t, new Uint8Array(3));
+  const { copyRange } = queue.operations;
+  assert.equal(await queue.copy(copyRange, source.fd, 1, plain.fd, 3, 1_000_000), 700_000);
+  assert.deepEqual(readFileSync(plain.path).subarray(3), Buffer.from(bytes.subarray(1)));
+  assert.equal(await queue.copy(copyRange, source.fd, 5, target, 0, 600_000), 600_000);
+  assert.deepEqual(readFileSync(appended.path), Buffer.from(bytes.subarray(5, 600_005)));
+});
+
 test('a segment outside its memory is refused before anything is submitted', { skip }, async (t) => {
   const queue = makeQueue(t);
   const iov = IoVec.of(new Uint8Array(10), 5, 6);
