@@ -6,7 +6,7 @@ import { ensureL2Table } from './l2-tables.ts';
 import type { WriteState } from './write-state.ts';
 
 /** Most bytes in one reservation: longer writes come again. */
-const MAX_RESERVATION = 4 * MiB;
+const MAX_RESERVATION = 32 * MiB;
 /** Most separate places in one reservation: a fragmented file costs more calls, not more memory. */
 const MAX_PLACES = 64;
 
