@@ -13,25 +13,28 @@ export class NativeLocker implements ByteLocker {
 
   async change(file: OpenFile, change: LockChange): Promise<LockOutcome> {
     const { operations } = this.#queue;
-    const taken: number[] = [];
     const call = (operation: number, byte: number): Promise<number> => this.#queue.range(operation, file.fd, byte, 1);
+    // Together: each way to a thread and back takes longer than the call.
+    const all = (operation: number, bytes: readonly number[]): Promise<number[]> =>
+      Promise.all(bytes.map((byte) => call(operation, byte)));
+
+    const results = await all(operations.lock, change.take);
     const undo = async (outcome: LockOutcome): Promise<LockOutcome> => {
-      for (const byte of taken) await call(operations.unlock, byte);
+      const taken = change.take.filter((_, i) => (results[i] as number) >= 0);
+      await all(operations.unlock, taken);
       return outcome;
     };
-
-    for (const byte of change.take) {
-      const result = await call(operations.lock, byte);
-      if (result === EAGAIN) return undo({ kind: 'conflict', byte });
+    for (const [i, result] of results.entries()) {
+      if (result === EAGAIN) return undo({ kind: 'conflict', byte: change.take[i] as number });
       if (result < 0) return undo(unavailable(result));
-      taken.push(byte);
     }
-    for (const byte of change.test) {
-      const result = await call(operations.testLock, byte);
+    // All are taken by now: of two that open it at once, at least one sees the other.
+    for (const [i, result] of (await all(operations.testLock, change.test)).entries()) {
+      const byte = change.test[i] as number;
       if (result < 0) return undo(unavailable(result));
       if (result > 0) return undo({ kind: 'conflict', byte, ...(result > 1 ? { pid: result - 1 } : {}) });
     }
-    for (const byte of change.release) await call(operations.unlock, byte);
+    await all(operations.unlock, change.release);
     return { kind: 'done' };
   }
 }
