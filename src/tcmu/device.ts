@@ -174,6 +174,7 @@ export class TcmuDevice implements UioListener {
       const out = Math.min(task.dataOutLength, total);
       if (out > 0) {
         this.#append(at, task.dataOut, 0, out);
+        if (out < total) this.#append(at, task.rest, out, total);
       } else {
         const room = Math.min(task.dataInLength, total);
         this.#append(at, task.dataIn, 0, room);
@@ -235,27 +236,41 @@ export class TcmuDevice implements UioListener {
 
   #complete(task: TcmuTask): void {
     if (this.#completions.isFull) this.#handOver();
-    const { tag, expectedLength } = task;
+    const { tag } = task;
     if (task.status === CHECK_CONDITION) {
       // No data goes to the initiator then.
       this.#completions.addWithSense(tag, CHECK_CONDITION, task.sense, task.senseLength);
     } else {
-      const used = task.aborted ? 0 : task.dataInUsed;
-      let readLength = 0;
-      if (used < expectedLength && task.dataOut.count === 0) {
-        // The kernel copies all that the initiator expects: what is in those pages is somebody else's.
-        if (used > 0 && this.#uio.takesReadLength) readLength = used;
-        else {
-          task.dataIn.fill(used, task.dataIn.byteLength - used);
-          task.rest.fill(0, task.rest.byteLength);
-        }
-      }
+      const readLength = this.#coverRest(task);
       this.#completions.add(tag, task.aborted ? TASK_ABORTED : task.status, readLength);
     }
     if (this.#fetching || this.#flushQueued) return;
     this.#flushQueued = true;
     // After the microtasks: what else ends in this turn of the loop goes back in the same call.
     process.nextTick(this.#flush);
+  }
+
+  /**
+   * The kernel copies all that the initiator expects, unless it is told of less: what we did not put into those pages is somebody else's. A
+   * command that takes data may come with a buffer to be filled as well: in which direction it goes the ring does not say.
+   *
+   * @returns what the kernel is told; 0: nothing
+   */
+  #coverRest(task: TcmuTask): number {
+    const { dataOut, dataIn, rest, expectedLength } = task;
+    const told = this.#uio.takesReadLength;
+    if (dataOut.count > 0) {
+      // It looks at the length where it reads only, and not at one of 0.
+      dataOut.fill(0, told ? 1 : dataOut.byteLength);
+      if (!told) rest.fill(0, rest.byteLength);
+      return told ? 1 : 0;
+    }
+    const used = task.aborted ? 0 : task.dataInUsed;
+    if (used >= expectedLength) return 0;
+    if (used > 0 && told) return used;
+    dataIn.fill(used, dataIn.byteLength - used);
+    rest.fill(0, rest.byteLength);
+    return 0;
   }
 
   #handOver(): void {

@@ -24,7 +24,7 @@ export class TcmuTask implements ScsiTask {
   transferLength = 0;
   aborted = false;
 
-  /** Buffers behind `dataIn`: the initiator expects more than the command can return. */
+  /** Buffers behind `dataIn` or `dataOut`: the initiator expects to move more than the command does. */
   readonly rest = new IoVec();
   /** The ring was reset since: nobody waits for the outcome. */
   void = false;

@@ -97,6 +97,23 @@ for (const [what, flags] of [
   });
 }
 
+for (const [what, flags] of [
+  ['of which the kernel is told', 15],
+  ['filled with zeros', NO_READ_LENGTH],
+] as const) {
+  test(`a write whose initiator says that it reads gets nobody’s old data: a buffer ${what}`, { skip }, async (t) => {
+    const { kernel } = await setUp(t, { flags });
+    // What the data area holds then.
+    await kernel.in(cdb.read10(1, 40), 40 * 512);
+    for (const blocks of [8, 3]) {
+      const { status, data, readLength } = await kernel.in(blockCdb(0x8a, 100, blocks), 8 * 512);
+      assert.equal(status, 0);
+      assert.equal(readLength, flags === 15 ? 1 : 0);
+      assert.deepEqual(data, Buffer.alloc(flags === 15 ? 1 : 8 * 512));
+    }
+  });
+}
+
 test('a command without data leaves no old data in a buffer that came with it', { skip }, async (t) => {
   const { kernel } = await setUp(t);
   for (const command of [cdb.testUnitReady, cdb.inquiry(undefined, 0), cdb.read10(0, 0)]) {
