@@ -187,17 +187,19 @@ export class ChainImage implements Image {
     this.mappingChanges++;
   }
 
-  async discard(offset: number, length: number): Promise<void> {
+  async discard(offset: number, length: number): Promise<boolean> {
     this.#checkWrite(offset, length);
     const unit = this.limits.discardUnit;
-    if (unit === 0) return;
+    if (unit === 0) return false;
     const start = alignUp(offset, unit);
     const end = offset + length === this.size ? this.size : alignDown(offset + length, unit);
-    if (start >= end) return;
+    if (start >= end) return true;
+    let done = false;
     await this.#change(roundedRange(start, end - start, Math.max(unit, this.limits.allocationUnit)), async () => {
-      await this.#top.release(start, end - start);
+      done = await this.#top.release(start, end - start);
       this.mappingChanges++;
     });
+    return done;
   }
 
   async readModifyWrite(offset: number, length: number, change: (bytes: Uint8Array) => boolean): Promise<void> {

@@ -55,8 +55,12 @@ export interface Image {
   copyFrom?(offset: number, length: number, from: CopySource): Promise<number>;
   /** Zeros a range. @param unmap give its space back where possible, else keep it allocated where it is */
   writeZeroes(offset: number, length: number, unmap: boolean): Promise<void>;
-  /** Gives space back as far as units of the format allow; what was given back reads as zeros. Parts of units keep their data. */
-  discard(offset: number, length: number): Promise<void>;
+  /**
+   * Gives space back as far as units of the format allow; what was given back reads as zeros. Parts of units keep their data.
+   *
+   * @returns false when whole units may have kept their data, too: format, storage or file system cannot discard
+   */
+  discard(offset: number, length: number): Promise<boolean>;
   /**
    * Reads a range, lets `change` alter the bytes, writes them back when it returns true; no other change comes in between.
    */

@@ -177,6 +177,14 @@ export interface LayerLimits {
   readonly discardUnit: number;
 }
 
+/** A sector: what a file system gives back is its own affair. */
+const DISCARD_UNIT = 512;
+
+/** Of disks whose bytes are in their storage as they are. @param discards what the storage says: without it nothing is quicker than writing */
+export function plainLimits(discards: boolean): LayerLimits {
+  return { allocationUnit: 1, zeroUnit: discards ? 1 : 0, discardUnit: discards ? DISCARD_UNIT : 0 };
+}
+
 /** A parent as a file names it: the name relative to the file, or absolute. */
 export interface ParentName {
   readonly path: string;

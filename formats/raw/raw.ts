@@ -2,7 +2,14 @@ import { LunetteError } from '../core/errors.ts';
 import type { IoVec } from '../core/iov.ts';
 import type { FormatDriver } from '../driver.ts';
 import { ALLOCATED, DATA, type ExtentBuffer, WRITABLE, ZERO } from '../image/extent.ts';
-import type { Layer, LayerInfo, LayerLimits, Reservation, ResizeOptions } from '../image/layer.ts';
+import {
+  type Layer,
+  type LayerInfo,
+  type LayerLimits,
+  plainLimits,
+  type Reservation,
+  type ResizeOptions,
+} from '../image/layer.ts';
 import { LeaseBook } from '../image/lease.ts';
 import { actualSize } from '../storage/actual-size.ts';
 import type { Storage } from '../storage/storage.ts';
@@ -23,8 +30,6 @@ export const raw: FormatDriver = {
   },
 };
 
-const DISCARD_UNIT = 512;
-
 export class RawLayer implements Layer {
   readonly format = 'raw';
   readonly storage: Storage;
@@ -38,7 +43,7 @@ export class RawLayer implements Layer {
   constructor(storage: Storage, readOnly: boolean) {
     this.storage = storage;
     this.readOnly = readOnly || storage.readOnly;
-    this.limits = { allocationUnit: 1, zeroUnit: 1, discardUnit: storage.discards ? DISCARD_UNIT : 0 };
+    this.limits = plainLimits(storage.discards);
     this.#size = storage.size;
   }
 

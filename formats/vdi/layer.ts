@@ -73,7 +73,7 @@ export class VdiLayer implements Layer {
     const unit = header.cbBlock;
     this.limits = {
       allocationUnit: unit,
-      zeroUnit: unit,
+      zeroUnit: header.type === TYPE_FIXED && !storage.discards ? 0 : unit,
       discardUnit: header.type === TYPE_FIXED ? 0 : unit,
     };
     this.parent = parentOf(header);

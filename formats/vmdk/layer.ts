@@ -3,7 +3,15 @@ import { ImageError, LunetteError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
 import { settle } from '../image/chain-read.ts';
 import type { ExtentBuffer } from '../image/extent.ts';
-import type { Layer, LayerInfo, LayerLimits, ParentReference, Reservation, ResizeOptions } from '../image/layer.ts';
+import {
+  type Layer,
+  type LayerInfo,
+  type LayerLimits,
+  type ParentReference,
+  plainLimits,
+  type Reservation,
+  type ResizeOptions,
+} from '../image/layer.ts';
 import type { LeaseBook } from '../image/lease.ts';
 import { actualSize } from '../storage/actual-size.ts';
 import type { Storage } from '../storage/storage.ts';
@@ -311,7 +319,7 @@ export class VmdkOutline extends VmdkLayer {
 
 function limitsOf(extents: readonly VmdkExtent[], starts: Float64Array, size: number): LayerLimits {
   const grain = Math.max(1, ...extents.map((extent) => extent.grain));
-  if (grain === 1) return { allocationUnit: 1, zeroUnit: 1, discardUnit: 512 };
+  if (grain === 1) return plainLimits(extents.every(({ storage }) => storage?.discards !== false));
   const aligned = extents.every((extent, i) => extent.grain === 1 || (starts[i] as number) % grain === 0);
   if (aligned) return { allocationUnit: grain, zeroUnit: grain, discardUnit: grain };
   // Grains that lie across each other's borders: writers that allocate take turns, and zeros are written.

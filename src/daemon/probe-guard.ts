@@ -83,13 +83,14 @@ export class ProbeGuard implements Image {
     );
   }
 
-  discard(offset: number, length: number): Promise<void> {
-    if (offset >= HEAD) return this.#behindHead(offset, length, () => this.#image.discard(offset, length));
-    return this.#judged(
-      offset + length,
-      (head) => head.fill(0, offset, offset + length),
-      () => this.#image.discard(offset, length),
-    );
+  async discard(offset: number, length: number): Promise<boolean> {
+    let done = false;
+    const discard = async (): Promise<void> => {
+      done = await this.#image.discard(offset, length);
+    };
+    if (offset >= HEAD) await this.#behindHead(offset, length, discard);
+    else await this.#judged(offset + length, (head) => head.fill(0, offset, offset + length), discard);
+    return done;
   }
 
   readModifyWrite(offset: number, length: number, change: (bytes: Uint8Array) => boolean): Promise<void> {

@@ -62,7 +62,7 @@ export class SettledImage implements Image {
     return this.#settling(this.#image.writeZeroes(offset, length, unmap));
   }
 
-  discard(offset: number, length: number): Promise<void> {
+  discard(offset: number, length: number): Promise<boolean> {
     return this.#settling(this.#image.discard(offset, length));
   }
 
@@ -97,9 +97,10 @@ export class SettledImage implements Image {
     return this.close();
   }
 
-  async #settling(change: Promise<void>): Promise<void> {
-    await change;
+  async #settling<T>(change: Promise<T>): Promise<T> {
+    const result = await change;
     if (changesOf(this.#image) > this.#settled) await this.flush();
+    return result;
   }
 }
 

@@ -145,13 +145,14 @@ export class NbdImage implements Image {
   }
 
   /** TRIM promises nothing about what is read afterwards, and a disk of ours does: zeros that make holes, where that is quick. */
-  async discard(offset: number, length: number): Promise<void> {
+  async discard(offset: number, length: number): Promise<boolean> {
     this.#checkWrite(offset, length);
     const unit = this.limits.discardUnit;
-    if (unit === 0) return;
+    if (unit === 0) return false;
     const start = alignUp(offset, unit);
     const end = alignDown(offset + length, unit);
-    if (start >= end) return;
+    if (start >= end) return true;
+    let done = true;
     const fast = (this.#negotiated.flags & wire.FLAG_SEND_FAST_ZERO) === 0 ? 0 : wire.CMD_FLAG_FAST_ZERO;
     await this.#change(start, end - start, async () => {
       try {
@@ -159,8 +160,10 @@ export class NbdImage implements Image {
       } catch (error) {
         // Nothing is quick there: the data stays, as discarding may.
         if (!(error instanceof LunetteError) || error.code !== 'UNSUPPORTED') throw error;
+        done = false;
       }
     });
+    return done;
   }
 
   async readModifyWrite(offset: number, length: number, change: (bytes: Uint8Array) => boolean): Promise<void> {

@@ -69,8 +69,8 @@ async function unmapRanges(unit: LogicalUnit, task: ScsiTask, ranges: BlockRange
 
 /**
  * Discards a range. LBPRZ says that unmapped blocks read as zeros, and initiators believe it of everything they unmap: so the parts of
- * units at both ends, which a discard leaves alone, are zeroed where the top layer holds data in place. Other parts keep what they show:
- * zeroing them would need space, and an UNMAP must not.
+ * units at both ends, which a discard leaves alone, are zeroed where the top layer holds data in place, and so is all of it where the file
+ * system cannot discard. Other parts keep what they show: zeroing them would need space, and an UNMAP must not.
  */
 async function giveBack(unit: LogicalUnit, offset: number, length: number): Promise<void> {
   const { image } = unit;
@@ -78,8 +78,8 @@ async function giveBack(unit: LogicalUnit, offset: number, length: number): Prom
   const end = offset + length;
   const first = alignUp(offset, grain);
   const last = end === image.size ? end : alignDown(end, grain);
-  if (first < last) await image.discard(first, last - first);
-  if (first >= last) return zeroInPlace(unit, offset, end);
+  const done = first < last && (await image.discard(first, last - first));
+  if (!done) return zeroInPlace(unit, offset, end);
   await zeroInPlace(unit, offset, first);
   await zeroInPlace(unit, last, end);
 }

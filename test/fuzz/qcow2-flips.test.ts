@@ -137,8 +137,8 @@ async function use(random: Random, bytes: Uint8Array): Promise<void> {
         const length = Math.min(image.size, 1 + random.below(5000));
         const offset = Math.max(0, Math.min(image.size - length, random.below(120_000)));
         const kind = random.below(4);
-        await attempt(() => {
-          if (kind === 0) return image.discard(offset, length);
+        await attempt(async () => {
+          if (kind === 0) return void (await image.discard(offset, length));
           if (kind === 1) return image.writeZeroes(offset, length, random.chance(0.5));
           return image.writev(offset, IoVec.of(new Uint8Array(length)));
         });

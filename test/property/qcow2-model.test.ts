@@ -82,7 +82,8 @@ test('a qcow2 image shows what a byte array shows, whatever is done to it, and i
           const start = Math.ceil(offset / unit) * unit;
           const end = offset + length === size ? size : Math.floor((offset + length) / unit) * unit;
           if (unit > 0 && start < end) put(start, new Uint8Array(end - start));
-          return image.discard(offset, length);
+          await image.discard(offset, length);
+          return;
         }
         case 2:
         case 3: {

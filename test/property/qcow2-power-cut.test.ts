@@ -168,8 +168,9 @@ function change(random: Random, image: ChainImage, { model, raw }: Workload, sca
       if (unit === 0 || raw) return Promise.resolve();
       const start = Math.ceil(offset / unit) * unit;
       const end = offset + length === size ? size : Math.floor((offset + length) / unit) * unit;
-      if (start >= end) return image.discard(offset, length);
-      return model.change(start, new Uint8Array(end - start), () => image.discard(offset, length));
+      const discard = async (): Promise<void> => void (await image.discard(offset, length));
+      if (start >= end) return discard();
+      return model.change(start, new Uint8Array(end - start), discard);
     }
     default: {
       const bytes = random.bytes(length);

@@ -88,7 +88,9 @@ export async function powerCutRun(random: Random, disk: PowerCutDisk): Promise<v
   const discard = async (): Promise<void> => {
     const count = Math.min(sectors, (disk.unit / SECTOR) * random.between(1, 3));
     const first = random.below(sectors - count + 1);
-    await during(first, count, [0], () => image.discard(first * SECTOR, count * SECTOR));
+    await during(first, count, [0], async () => {
+      await image.discard(first * SECTOR, count * SECTOR);
+    });
     const bytes = new Uint8Array(count * SECTOR);
     await image.readv(first * SECTOR, IoVec.of(bytes));
     const words = new Uint32Array(bytes.buffer);

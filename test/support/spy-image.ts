@@ -87,9 +87,9 @@ export class SpyImage implements Image {
     await this.inner.writeZeroes(offset, length, unmap);
   }
 
-  async discard(offset: number, length: number): Promise<void> {
+  async discard(offset: number, length: number): Promise<boolean> {
     await this.#pass('discard', `discard ${offset} ${length}`);
-    await this.inner.discard(offset, length);
+    return this.inner.discard(offset, length);
   }
 
   async readModifyWrite(offset: number, length: number, change: (bytes: Uint8Array) => boolean): Promise<void> {

@@ -58,6 +58,17 @@ test('UNMAP of a part of a unit that only a lower layer holds takes no space to 
   assert.deepEqual(image.log, [`discard 0 ${CLUSTER}`]);
 });
 
+test('what UNMAP covers reads as zeros also where the file system turns out not to discard', async () => {
+  const storage = new MemoryStorage({ bytes: new Uint8Array(1024 * 1024).fill(0xaa) });
+  storage.discard = async () => false;
+  storage.writeZeroes = async () => false;
+  const { initiator, image } = await makeBench({ image: new ChainImage([new RawLayer(storage, false)]) });
+  assert.ok(image.limits.discardUnit > 0);
+  await initiator.good(cdb.unmap(24), { out: unmapList([8, 16]) });
+  const data = await initiator.good(cdb.read10(0, 32));
+  for (let lba = 0; lba < 32; lba++) assert.equal(data[lba * 512], lba >= 8 && lba < 24 ? 0 : 0xaa, `block ${lba}`);
+});
+
 test('UNMAP judges all descriptors before it acts on the first', async () => {
   const { initiator, image } = await filled();
   await initiator.refused(0x05_21_00, cdb.unmap(40), { out: unmapList([0, 8], [2048, 1]) });

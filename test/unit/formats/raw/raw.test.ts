@@ -54,11 +54,15 @@ test('shrinking is refused unless asked for, and tells listeners', async () => {
   assert.deepEqual(sizes, [2048 * KiB, 512]);
 });
 
-test('a storage that cannot discard makes a disk that does not offer it', async () => {
+test('a storage that cannot discard makes a disk that does not offer it, nor quick zeros', async () => {
   const storage = new MemoryStorage({ bytes: new Uint8Array(4 * KiB).fill(7) });
   Object.defineProperty(storage, 'discards', { value: false });
+  storage.writeZeroes = async () => false;
   const image = new ChainImage([new RawLayer(storage, false)]);
-  assert.equal(image.limits.discardUnit, 0);
+  assert.deepEqual(image.limits, { allocationUnit: 1, discardUnit: 0, zeroUnit: 0 });
+  assert.equal(await image.discard(0, 1024), false);
+  await image.writeZeroes(512, 1024, true);
+  assert.deepEqual(storage.toBytes().subarray(0, 2048), new Uint8Array(2048).fill(7).fill(0, 512, 1536));
 });
 
 test('what is discarded on a device reads as zeros, whatever the device makes of a discard', async () => {

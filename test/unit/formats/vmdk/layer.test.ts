@@ -198,6 +198,21 @@ test('RDONLY extents are read and refuse writes; NOACCESS and ZERO extents are z
   await disk.close();
 });
 
+test('flat disks offer discards only where all their files can', async () => {
+  for (const can of [true, false]) {
+    const parts = ['a.vmdk', 'b.vmdk'].map((name) => {
+      const part = new MemoryStorage({ path: `/memory/${name}`, bytes: new Uint8Array(8 * 512) });
+      if (name === 'b.vmdk') Object.defineProperty(part, 'discards', { value: can });
+      return [part.path, part] as const;
+    });
+    const text = `version=1\nCID=1234abcd\ncreateType="custom"\nRW 8 FLAT "a.vmdk" 0\nRW 8 FLAT "b.vmdk" 0\nRW 8 ZERO\n`;
+    const storage = new MemoryStorage({ path: '/memory/disk.vmdk', bytes: Buffer.from(text) });
+    const disk = await openDisk(vmdk, storage, { context: testContext({ files: new Map<string, Storage>(parts) }) });
+    assert.deepEqual(disk.limits, { allocationUnit: 1, zeroUnit: can ? 1 : 0, discardUnit: can ? 512 : 0 });
+    await disk.close();
+  }
+});
+
 test('flat extents may be parts of one file, which is open once; sparse ones may not', async () => {
   const bytes = new Uint8Array(16 * 512).fill(1, 0, 4096).fill(2, 4096);
   const file = new MemoryStorage({ path: '/memory/a.vmdk', bytes });
