@@ -1,7 +1,7 @@
 /** Internal snapshots with QEMU's programs as the other hand: each applies, reads and deletes what the other took. */
 
 import assert from 'node:assert/strict';
-import { readFile } from 'node:fs/promises';
+import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { IoVec } from '../../formats/core/iov.ts';
@@ -14,6 +14,7 @@ import { check, create, info, qemuImg } from '../support/qemu.ts';
 import { type Random, randomFor } from '../support/random.ts';
 import { requires } from '../support/requires.ts';
 import { temporaryDirectory } from '../support/temporary.ts';
+import { withVmState } from '../support/vm-state.ts';
 
 interface Shape {
   readonly clusterSize: number;
@@ -149,4 +150,39 @@ test('a disk that grew and shrank under us is as large, as empty behind its old 
     await image.resize(2 * MiB);
   });
   await assertClean(old, 'version 2');
+});
+
+test('after going back to a snapshot with a machine in it, a new one refers to that machine as QEMU’s does, and nothing leaks', {
+  skip: requires.qemuImg(),
+}, async (t) => {
+  const random = randomFor(t);
+  const folder = await temporaryDirectory(t);
+  const [ours, theirs] = ['ours.qcow2', 'theirs.qcow2'].map((name) => join(folder, name)) as [string, string];
+  const saved = random.bytes(9 * 4096 + 77);
+  const bytes = (await withVmState(saved, 64 * KiB)).toBytes();
+  for (const path of [ours, theirs]) await writeFile(path, bytes);
+  await withImage(ours, async (image) => {
+    await applySnapshot(image, 'running');
+    await createSnapshot(image, 'second');
+  });
+  await qemuImg('snapshot', '-a', 'running', theirs);
+  await qemuImg('snapshot', '-c', 'second', theirs);
+  // How many clusters are in use, and what is known of the snapshots, but for when they were taken.
+  const facts = async (path: string) => {
+    const { snapshots = [] } = (await info(path)) as { snapshots?: readonly Record<string, unknown>[] };
+    await assertClean(path, path);
+    return {
+      clusters: ((await check(path)).json as { 'allocated-clusters'?: number })['allocated-clusters'],
+      snapshots: snapshots.map((each) => [each.id, each.name, each['vm-state-size']]),
+    };
+  };
+  assert.deepEqual(await facts(ours), await facts(theirs));
+  assert.deepEqual((await facts(ours)).snapshots[1], ['2', 'second', 0]);
+  // The second one keeps the clusters of the machine; with it they go.
+  for (const path of [ours, theirs]) await qemuImg('snapshot', '-d', 'running', path);
+  const before = await facts(theirs);
+  assert.deepEqual(await facts(ours), before);
+  await withImage(ours, (image) => deleteSnapshot(image, 'second'));
+  await qemuImg('snapshot', '-d', 'second', theirs);
+  assert.deepEqual(await facts(ours), await facts(theirs));
 });

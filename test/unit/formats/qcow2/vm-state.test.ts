@@ -11,8 +11,9 @@ import {
 } from '../../../../formats/image/snapshots.ts';
 import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import { Qcow2File } from '../../../support/qcow2-file.ts';
-import { createImage, openImage } from '../../../support/qcow2-images.ts';
+import { openImage } from '../../../support/qcow2-images.ts';
 import { randomFor } from '../../../support/random.ts';
+import { withVmState } from '../../../support/vm-state.ts';
 
 const CLUSTER = 4 * KiB;
 /** What one L1 entry maps: 512 clusters. */
@@ -23,28 +24,6 @@ async function bytesOf(state: VmState, offset = 0, length = state.size - offset)
   const bytes = new Uint8Array(length);
   await state.readv(offset, IoVec.of(bytes));
   return bytes;
-}
-
-/**
- * An image with a snapshot that has a VM state, as QEMU lays it out: behind the disk, from the next L1 entry on. Made from a larger disk, whose
- * header and snapshot then say that it is smaller.
- */
-async function withVmState(state: Uint8Array, disk: number): Promise<MemoryStorage> {
-  const storage = await createImage({
-    size: COVERAGE + state.length + CLUSTER - (state.length % CLUSTER),
-    clusterSize: CLUSTER,
-  });
-  const image = await openImage(storage);
-  await image.writev(0, IoVec.of(new Uint8Array(disk).fill(7)));
-  await image.writev(COVERAGE, IoVec.of(state));
-  await createSnapshot(image, 'running');
-  await image.close();
-  const file = new Qcow2File(storage.toBytes());
-  const at = Number(file.u64(64));
-  file.setU64(24, BigInt(disk));
-  file.setU64(at + 40, BigInt(state.length));
-  file.setU64(at + 48, BigInt(disk));
-  return new MemoryStorage({ bytes: file.bytes });
 }
 
 test('the VM state of a snapshot is read from any offset, whatever becomes of the disk and of other snapshots', async (t) => {
