@@ -136,6 +136,8 @@ async function place(state: WriteState, wanted: Wanted, placed: Placed[]): Promi
   return done;
 }
 
+type GrowingRegion = { -readonly [K in keyof Region]: Region[K] };
+
 /**
  * What has to be filled: the subclusters that the write touches, and those with data that has to move because their cluster gets another
  * place. What is left out stays as it is: zeros, or the parent's.
@@ -146,53 +148,82 @@ function planRegions(
   placed: readonly Placed[],
   diskSize: number,
 ): { regions: Region[]; filled: Uint32Array } {
-  const { geometry, payload, hasParent } = state.parts;
-  const { clusterSize, subclusterSize } = geometry;
-  const entry = new EntryView();
+  const { clusterSize } = state.parts.geometry;
   const filled = new Uint32Array(wanted.count);
-  const regions: { -readonly [K in keyof Region]: Region[K] }[] = [];
+  const regions: GrowingRegion[] = [];
   const dataEnd = state.external ? Math.max(diskSize, wanted.end) : Number.POSITIVE_INFINITY;
   let index = 0;
   for (const { host, count, fresh } of placed) {
-    for (let i = 0; i < count; i++, index++) {
-      readEntry(state, wanted, index, entry);
-      const cluster = wanted.start + index * clusterSize;
-      const target = host + i * clusterSize;
-      const write = touched(state, wanted, index);
-      const stays = entry.placed && entry.offset === target;
-      const moved = stays ? 0 : entry.compressed ? ALL_SUBCLUSTERS : entry.allocated;
-      const fill = (write | moved) >>> 0;
-      filled[index] = fill;
-      // Subclusters of which a part is not written: what that part shows now, here or below.
-      const shows = entry.compressed ? ALL_SUBCLUSTERS : hasParent ? ~entry.zeros : entry.allocated;
-      const inside = write & ~partial(geometry, wanted, cluster);
-      const current = (fill & ~inside & shows) >>> 0;
-      for (let from = 0; from < 32; ) {
-        const rest = fill >>> from;
-        if (rest === 0) break;
-        from += trailingZeros(rest);
-        const run = Math.min(32 - from, trailingZeros(~(fill >>> from)));
-        const at = geometry.extendedL2 ? from * subclusterSize : 0;
-        const length = Math.min(geometry.extendedL2 ? run * subclusterSize : clusterSize, dataEnd - cluster - at);
-        const kind = (current & ((ALL_SUBCLUSTERS >>> (32 - run)) << from)) !== 0 ? 'current' : 'zero';
-        const last = regions[regions.length - 1];
-        if (
-          last !== undefined &&
-          last.fresh === fresh &&
-          last.storageOffset + last.length === target + at &&
-          last.guestOffset + last.length === cluster + at
-        ) {
-          last.length += length;
-          if (kind === 'current') last.fill = kind;
-        } else {
-          const guestOffset = cluster + at;
-          regions.push({ storage: payload, storageOffset: target + at, length, guestOffset, fill: kind, fresh });
-        }
-        from += run;
+    for (let i = 0; i < count; ) {
+      const guestOffset = wanted.start + index * clusterSize;
+      const storageOffset = host + i * clusterSize;
+      // Clusters that are written as a whole: all of a long write, but for its ends.
+      const whole = Math.min(count - i, Math.floor((wanted.end - guestOffset) / clusterSize));
+      if (guestOffset >= wanted.offset && whole > 0) {
+        const length = Math.min(whole * clusterSize, dataEnd - guestOffset);
+        addRegion(regions, { storage: state.parts.payload, storageOffset, length, guestOffset, fill: 'zero', fresh });
+        filled.fill(ALL_SUBCLUSTERS, index, index + whole);
+        i += whole;
+        index += whole;
+      } else {
+        filled[index] = planCluster(state, wanted, { index, target: storageOffset, fresh, dataEnd }, regions);
+        i++;
+        index++;
       }
     }
   }
   return { regions, filled };
+}
+
+/** Plans the cluster number `index` of a write, which covers a part of it. @returns the subclusters to fill */
+function planCluster(
+  state: WriteState,
+  wanted: Wanted,
+  { index, target, fresh, dataEnd }: { index: number; target: number; fresh: boolean; dataEnd: number },
+  regions: GrowingRegion[],
+): number {
+  const { geometry, payload, hasParent } = state.parts;
+  const { clusterSize, subclusterSize } = geometry;
+  const entry = new EntryView();
+  readEntry(state, wanted, index, entry);
+  const cluster = wanted.start + index * clusterSize;
+  const write = touched(state, wanted, index);
+  const stays = entry.placed && entry.offset === target;
+  const moved = stays ? 0 : entry.compressed ? ALL_SUBCLUSTERS : entry.allocated;
+  const fill = (write | moved) >>> 0;
+  // Subclusters of which a part is not written: what that part shows now, here or below.
+  const shows = entry.compressed ? ALL_SUBCLUSTERS : hasParent ? ~entry.zeros : entry.allocated;
+  const inside = write & ~partial(geometry, wanted, cluster);
+  const current = (fill & ~inside & shows) >>> 0;
+  for (let from = 0; from < 32; ) {
+    const rest = fill >>> from;
+    if (rest === 0) break;
+    from += trailingZeros(rest);
+    const run = Math.min(32 - from, trailingZeros(~(fill >>> from)));
+    const at = geometry.extendedL2 ? from * subclusterSize : 0;
+    const length = Math.min(geometry.extendedL2 ? run * subclusterSize : clusterSize, dataEnd - cluster - at);
+    const kind = (current & ((ALL_SUBCLUSTERS >>> (32 - run)) << from)) !== 0 ? 'current' : 'zero';
+    const [storageOffset, guestOffset] = [target + at, cluster + at];
+    addRegion(regions, { storage: payload, storageOffset, length, guestOffset, fill: kind, fresh });
+    from += run;
+  }
+  return fill;
+}
+
+/** Adds a region, to the last one where it continues that. */
+function addRegion(regions: GrowingRegion[], region: Region): void {
+  const last = regions[regions.length - 1];
+  if (
+    last === undefined ||
+    last.fresh !== region.fresh ||
+    last.storageOffset + last.length !== region.storageOffset ||
+    last.guestOffset + last.length !== region.guestOffset
+  ) {
+    regions.push({ ...region });
+    return;
+  }
+  last.length += region.length;
+  if (region.fill === 'current') last.fill = 'current';
 }
 
 /** Subclusters of a cluster that the write covers in part. */
