@@ -3,8 +3,10 @@
  * compiled by then is in it, so commands are run that go through what most of them need. Runs when the program is built and when a package is installed.
  */
 
-import { readFileSync, renameSync, writeFileSync } from 'node:fs';
+import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { Script } from 'node:vm';
 
@@ -19,7 +21,16 @@ process.stdout.write = (_text, ...more) => {
   more.at(-1)?.();
   return true;
 };
-for (const args of [['info', sample], ['compare', sample, sample], ['--version']]) {
+const folder = mkdtempSync(join(tmpdir(), 'lunette-'));
+process.on('exit', () => rmSync(folder, { recursive: true, force: true }));
+const [raw, copy] = [join(folder, 'raw'), join(folder, 'qcow2')];
+for (const args of [
+  ['info', sample],
+  ['convert', '-O', 'raw', sample, raw],
+  ['convert', '-O', 'qcow2', raw, copy],
+  ['compare', sample, copy],
+  ['--version'],
+]) {
   process.argv.splice(2, process.argv.length, ...args);
   const module = { exports: {} };
   run(createRequire(filename), module);
