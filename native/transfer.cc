@@ -13,8 +13,8 @@
 namespace lunette {
 namespace {
 
-// What fits a core's second-level cache beside all else.
-constexpr size_t kBuffer = 256 * 1024;
+// About a core's second-level cache: a smaller one costs calls, a larger one leaves the cache.
+constexpr size_t kBuffer = 512 * 1024;
 // Larger units than this are looked at from their start, piece by piece: data nearly always shows in the first.
 constexpr int64_t kSmallUnit = 16 * 1024;
 constexpr size_t kFirstLook = 4096;
