@@ -53,7 +53,7 @@ export { type CheckQcow2Options, checkQcow2 } from './qcow2/check.ts';
 export { encodeCluster, loadClusterEncoder } from './qcow2/cluster-codec.ts';
 export { createQcow2 } from './qcow2/create.ts';
 export { encryptionHeaderBytes } from './qcow2/creator.ts';
-export { diffQcow2, type MappingDiff, type MappingDifference, type MappingState } from './qcow2/diff.ts';
+export { diffQcow2, type MappingDiff, type MappingDifference, type MappingState, openDiffs } from './qcow2/diff.ts';
 export { amendQcow2KeySlots } from './qcow2/key-slots.ts';
 export { visitOwnClusters } from './qcow2/own-clusters.ts';
 export { measureQcow2Usage, type Qcow2Usage, type SnapshotUsage, type StateUsage } from './qcow2/usage.ts';

@@ -51,6 +51,13 @@ export async function diffQcow2(
   from: SnapshotReference | undefined,
   to: SnapshotReference | undefined,
 ): Promise<MappingDiff> {
+  return (await openDiffs(storage))(from, to);
+}
+
+/** As diffQcow2, for several pairs: the list of snapshots, which may be long, is read once. Nobody writes to the file meanwhile. */
+export async function openDiffs(
+  storage: Storage,
+): Promise<(from: SnapshotReference | undefined, to: SnapshotReference | undefined) => Promise<MappingDiff>> {
   const header = await readHeader(storage);
   const { snapshots } = await readSnapshotTable(storage, header);
   const load = async (reference: SnapshotReference | undefined): Promise<State> => {
@@ -67,8 +74,10 @@ export async function diffQcow2(
     });
     return { l1, size: size - (size % 512) };
   };
-  const [a, b] = [await load(from), await load(to)];
-  return { fromSize: a.size, toSize: b.size, differences: differences(storage, header, a, b) };
+  return async (from, to) => {
+    const [a, b] = [await load(from), await load(to)];
+    return { fromSize: a.size, toSize: b.size, differences: differences(storage, header, a, b) };
+  };
 }
 
 interface State {

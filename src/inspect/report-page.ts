@@ -1,6 +1,7 @@
 import { createHash } from 'node:crypto';
 import path from 'node:path';
 import { formatSize } from '../../formats/core/units.ts';
+import type { SnapshotInfo, SnapshotUsage } from '../../formats/index.ts';
 import type { Allocation } from './allocation.ts';
 import {
   allocationLegend,
@@ -10,6 +11,7 @@ import {
   PICTURE_COLUMNS,
 } from './allocation-picture.ts';
 import type { ChainFile } from './chain.ts';
+import { fold, type Place, shownOf } from './fold.ts';
 import type { Machine, MachineSnapshot } from './machine.ts';
 import { html, jsonMarkup, type Markup, type MarkupValue } from './markup.ts';
 import type { ChangeStrip, Report } from './report.ts';
@@ -108,15 +110,25 @@ function percent(part: number, whole: number): string {
 
 const MAX_LEGEND = 14;
 
+function exclusiveOf(list: readonly SnapshotUsage[]): number {
+  return list.reduce((total, { exclusive }) => total + exclusive, 0);
+}
+
 function costBar(usage: ImageUsage): Markup {
+  const folded = fold(usage.snapshots);
   const parts: Part[] = [
     { label: 'the disk as it is now, alone', bytes: usage.live.exclusive, colour: 'var(--data)' },
     { label: 'shared by several', bytes: usage.shared, colour: 'var(--shared)' },
-    ...usage.snapshots.map(({ snapshot, exclusive }, i) => ({
+    ...shownOf(folded).map(({ item: { snapshot, exclusive }, index }) => ({
       label: `snapshot ${snapshot.id} ${snapshot.name}, alone`,
       bytes: exclusive,
-      colour: snapshotColour(i),
+      colour: snapshotColour(index),
     })),
+    {
+      label: `${folded.between.length} snapshots between, each alone`,
+      bytes: exclusiveOf(folded.between),
+      colour: 'var(--soft)',
+    },
     { label: 'metadata of the file', bytes: usage.metadata, colour: 'var(--meta)' },
     { label: 'leaked', bytes: usage.leaked, colour: 'var(--leaked)' },
     { label: 'free', bytes: usage.free, colour: 'var(--free)' },
@@ -142,21 +154,33 @@ function filesCost(files: readonly ChainFile[]): Markup {
   return html`<section id="cost"><h2>Where the space goes</h2><p>${formatSize(total)} in the files that make the disk.</p>${bar(parts, total)}<ul class="legend">${parts.map(({ label, bytes, colour }) => html`<li><i style="background:${colour}"></i>${label} <b data-bytes="${bytes}">${formatSize(bytes)}</b></li>`)}</ul></section>`;
 }
 
+/** More circles than this lie upon each other. */
+const MAX_CIRCLES = 200;
+
+function leftOut(between: readonly SnapshotUsage[]): string {
+  return between.length === 0 ? '' : ` ${between.length} between the first and the last are left out here.`;
+}
+
 function timeline(report: Report): Markup {
   const { usage, createdMs } = report;
   if (usage === undefined || usage.snapshots.length === 0) return html``;
-  const points = usage.snapshots.map(({ snapshot, exclusive, freed }, i) => ({
+  const folded = fold(usage.snapshots, MAX_CIRCLES);
+  const points = shownOf(folded).map(({ item: { snapshot, exclusive, freed }, index }) => ({
     timeMs: snapshot.dateSeconds * 1000,
     label: snapshot.name === '' ? snapshot.id : snapshot.name,
     weight: exclusive,
-    colour: snapshotColour(i),
+    colour: snapshotColour(index),
     tip: `snapshot ${snapshot.id} ${snapshot.name}, ${dateText(snapshot.dateSeconds * 1000)}: ${formatSize(exclusive)} its alone, ${formatSize(freed)} free when deleted`,
   }));
-  return html`<section id="timeline"><h2>Snapshots over time</h2><p>The larger the circle, the more a snapshot costs that nothing else needs.</p>${renderTimeline(points, createdMs)}</section>`;
+  return html`<section id="timeline"><h2>Snapshots over time</h2><p>The larger the circle, the more a snapshot costs that nothing else needs.${leftOut(folded.between)}</p>${renderTimeline(points, createdMs)}</section>`;
 }
 
 function snapshotTable(usage: ImageUsage): Markup {
-  const most = Math.max(1, usage.live.referenced, ...usage.snapshots.map(({ referenced }) => referenced));
+  const folded = fold(usage.snapshots);
+  const most = shownOf(folded).reduce(
+    (max, { item }) => Math.max(max, item.referenced),
+    Math.max(1, usage.live.referenced),
+  );
   const size = (bytes: number, key: string): Markup =>
     html`<td class="n" data-figure="${key}" data-bytes="${bytes}">${formatSize(bytes)}</td>`;
   const cost = (own: number, shared: number, colour: string): Markup =>
@@ -167,14 +191,17 @@ function snapshotTable(usage: ImageUsage): Markup {
       ],
       own + shared,
     )}</div></td>`;
-  const rows = usage.snapshots.map(
-    ({ snapshot, referenced, exclusive, shared, freed }, i) =>
-      html`<tr data-snapshot="${snapshot.id}"><td>${snapshot.id}</td><td class="name">${snapshot.name}</td><td class="when">${dateText(snapshot.dateSeconds * 1000)}</td>${cost(exclusive, shared, snapshotColour(i))}${size(referenced, 'referenced')}${size(exclusive, 'exclusive')}${size(shared, 'shared')}${size(freed, 'freed')}</tr>`,
-  );
+  const row = ({ item: { snapshot, referenced, exclusive, shared, freed }, index }: Place<SnapshotUsage>): Markup =>
+    html`<tr data-snapshot="${snapshot.id}"><td>${snapshot.id}</td><td class="name">${snapshot.name}</td><td class="when">${dateText(snapshot.dateSeconds * 1000)}</td>${cost(exclusive, shared, snapshotColour(index))}${size(referenced, 'referenced')}${size(exclusive, 'exclusive')}${size(shared, 'shared')}${size(freed, 'freed')}</tr>`;
+  const { between } = folded;
+  const middle =
+    between.length === 0
+      ? ''
+      : html`<tr data-snapshots="${between.length}"><td></td><td class="name">${between.length} more between, together</td><td class="when"></td><td></td><td></td>${size(exclusiveOf(between), 'exclusive')}<td></td><td></td></tr>`;
   const { live } = usage;
   return html`<section id="snapshots"><h2>What each costs</h2><p>“Freed” is what deleting that one snapshot gives back.</p><div class="scroll"><table>
 <thead><tr><th scope="col">Id</th><th scope="col">Snapshot</th><th scope="col" class="when">Taken</th><th scope="col">Share</th><th scope="col" class="n">Refers to</th><th scope="col" class="n">Its alone</th><th scope="col" class="n">Shared</th><th scope="col" class="n">Freed</th></tr></thead>
-<tbody>${rows}<tr data-snapshot="now"><td></td><td class="name">The disk as it is <span class="now">now</span></td><td class="when"></td>${cost(live.exclusive, live.shared, 'var(--data)')}${size(live.referenced, 'referenced')}${size(live.exclusive, 'exclusive')}${size(live.shared, 'shared')}<td></td></tr></tbody></table></div></section>`;
+<tbody>${folded.first.map(row)}${middle}${folded.last.map(row)}<tr data-snapshot="now"><td></td><td class="name">The disk as it is <span class="now">now</span></td><td class="when"></td>${cost(live.exclusive, live.shared, 'var(--data)')}${size(live.referenced, 'referenced')}${size(live.exclusive, 'exclusive')}${size(live.shared, 'shared')}<td></td></tr></tbody></table></div></section>`;
 }
 
 function allocationMap(allocation: Allocation): Markup {
@@ -209,12 +236,17 @@ function chain({ files, machine }: Report): Markup {
   const item = (index: number): MarkupValue => {
     const file = files[index];
     if (file === undefined) return '';
-    const inside = file.snapshots.map(
-      (each) =>
-        html`<li>${each.name === '' ? each.id : each.name} <small>snapshot ${each.id}, ${dateText(each.dateSeconds * 1000)}${each.vmStateSize > 0 ? `, ${formatSize(each.vmStateSize)} of machine state` : ''}</small></li>`,
-    );
+    const folded = fold(file.snapshots);
+    const entry = ({ item: each }: Place<SnapshotInfo>): Markup =>
+      html`<li>${each.name === '' ? each.id : each.name} <small>snapshot ${each.id}, ${dateText(each.dateSeconds * 1000)}${each.vmStateSize > 0 ? `, ${formatSize(each.vmStateSize)} of machine state` : ''}</small></li>`;
+    const { between } = folded;
+    const inside = [
+      folded.first.map(entry),
+      between.length === 0 ? '' : html`<li><small>${between.length} more snapshots</small></li>`,
+      folded.last.map(entry),
+    ];
     const size = file.actualSize === undefined ? '' : `, ${formatSize(file.actualSize)} on disk`;
-    return html`<li>${index === 0 ? '' : html`<small>stands on </small>`}<code>${file.path}</code>${index === 0 ? html`<span class="now">now</span>` : ''} <small>${file.format}, ${formatSize(file.virtualSize)}${size}</small>${inside.length > 0 || index + 1 < files.length ? html`<ul>${inside}${item(index + 1)}</ul>` : ''}</li>`;
+    return html`<li>${index === 0 ? '' : html`<small>stands on </small>`}<code>${file.path}</code>${index === 0 ? html`<span class="now">now</span>` : ''} <small>${file.format}, ${formatSize(file.virtualSize)}${size}</small>${file.snapshots.length > 0 || index + 1 < files.length ? html`<ul>${inside}${item(index + 1)}</ul>` : ''}</li>`;
   };
   return html`<section id="files"><h2>The files, and the snapshots inside</h2><p>Each stands on what is below it.</p><ul class="tree">${item(0)}</ul></section>${machine === undefined ? '' : machineTree(machine)}`;
 }

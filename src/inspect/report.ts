@@ -1,5 +1,5 @@
 import path from 'node:path';
-import { type ChainImage, diffQcow2 } from '../../formats/index.ts';
+import { type ChainImage, openDiffs } from '../../formats/index.ts';
 import type { Storage } from '../../formats/storage/storage.ts';
 import { type Allocation, cellSizeFor, MAP_CELLS, mapAllocation, spread } from './allocation.ts';
 import { type ChainFile, describeFiles } from './chain.ts';
@@ -104,9 +104,10 @@ async function changeStrips(storage: Storage, usage: ImageUsage): Promise<Change
   const states = usage.snapshots.map(({ snapshot }) => snapshot);
   const recent = states.slice(-MAX_STRIPS);
   const strips: ChangeStrip[] = [];
+  const diffOf = await openDiffs(storage);
   for (const [i, from] of recent.entries()) {
     const to = recent[i + 1];
-    const diff = await diffQcow2(storage, { id: from.id }, to === undefined ? undefined : { id: to.id });
+    const diff = await diffOf({ id: from.id }, to === undefined ? undefined : { id: to.id });
     const size = Math.max(diff.fromSize, diff.toSize);
     const cellSize = cellSizeFor(size, STRIP_CELLS);
     const bytes = new Float64Array(Math.ceil(size / cellSize));
