@@ -101,6 +101,13 @@ export function parseHeader(view: DataView): Qcow2Header {
     throw new ImageError('TRUNCATED', 'the file ends inside the qcow2 header', { offset: view.byteLength });
   }
   const v2 = HEADER_V2.read(view);
+  if (v2.version === 1) {
+    throw new ImageError('UNSUPPORTED', 'qcow2 header: version 1, the format before qcow2, is left to QEMU', {
+      field: 'version',
+      offset: HEADER_V3.fields.version.at,
+      help: 'qemu:qcow:PATH has QEMU open it (user:qemu with cfgstring=qcow//PATH in targetcli); lunette convert makes a qcow2 image of that.',
+    });
+  }
   if (v2.version !== 2 && v2.version !== 3) {
     fail('UNSUPPORTED', 'version', `version ${v2.version} is not known`);
   }

@@ -273,6 +273,10 @@ for (const [what, make, code, field, offset] of REFUSED) {
   });
 }
 
+test('whoever has an image of version 1 is told what opens it', () => {
+  assert.throws(() => parseHeader(headerBytes({ version: 1 })), { help: /qemu:qcow:PATH.*qcow\/\/PATH/ });
+});
+
 test('a file that ends inside the header is TRUNCATED', () => {
   for (const length of [4, 71, 72, 103]) {
     const view = new DataView(headerBytes().buffer, 0, length);
