@@ -35,7 +35,7 @@ export function unmap(unit: LogicalUnit, task: ScsiTask): Outcome {
   return ranges.length === 0 ? undefined : unmapRanges(unit, task, ranges);
 }
 
-/** All descriptors are judged before the first is acted upon. */
+/** All descriptors are judged before the first is acted upon. Those of blocks that follow each other become one range: an initiator may name each. */
 function parseRanges(unit: LogicalUnit, list: Uint8Array): BlockRange[] {
   const limits = limitsOf(unit);
   // A list that says more than there is counts as far as it goes; a descriptor that is cut does not count.
@@ -54,7 +54,9 @@ function parseRanges(unit: LogicalUnit, list: Uint8Array): BlockRange[] {
     }
     total += blocks;
     if (total > limits.unmap) throw invalidParameter(at + 8);
-    if (blocks > 0) ranges.push({ lba, blocks });
+    const last = ranges.at(-1);
+    if (last !== undefined && last.lba + last.blocks === lba) last.blocks += blocks;
+    else if (blocks > 0) ranges.push({ lba, blocks });
   }
   return ranges;
 }

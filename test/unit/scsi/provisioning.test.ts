@@ -69,6 +69,17 @@ test('what UNMAP covers reads as zeros also where the file system turns out not 
   for (let lba = 0; lba < 32; lba++) assert.equal(data[lba * 512], lba >= 8 && lba < 24 ? 0 : 0xaa, `block ${lba}`);
 });
 
+test('UNMAP of a unit block by block gives it back, in one piece', async () => {
+  const { initiator, image } = await filled({ clusterSize: CLUSTER });
+  const list = unmapList(
+    [3 * CLUSTER_BLOCKS, 1],
+    [CLUSTER_BLOCKS, 0],
+    ...Array.from({ length: CLUSTER_BLOCKS }, (_, i) => [CLUSTER_BLOCKS + i, 1] as const),
+  );
+  await initiator.good(cdb.unmap(list.length), { out: list });
+  assert.deepEqual(image.log, [`zero ${3 * CLUSTER} 512`, `discard ${CLUSTER} ${CLUSTER}`]);
+});
+
 test('UNMAP judges all descriptors before it acts on the first', async () => {
   const { initiator, image } = await filled();
   await initiator.refused(0x05_21_00, cdb.unmap(40), { out: unmapList([0, 8], [2048, 1]) });
