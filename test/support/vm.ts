@@ -40,6 +40,8 @@ export interface VmOptions {
   readonly seed?: string;
   /** The guest is a machine with systemd, which runs the job as a service. */
   readonly systemd?: boolean;
+  /** Processors, 2 unless told. With one a job that does one thing after the other is far quicker. */
+  readonly cpus?: 1 | 2;
   /** The VM is ended after so long. */
   readonly seconds: number;
 }
@@ -64,6 +66,7 @@ export async function runVmJob(t: Cleanup, job: string, options: VmOptions): Pro
   const env: NodeJS.ProcessEnv = { ...process.env };
   if (options.seed !== undefined) env.SEED = options.seed;
   if (options.systemd === true) env.BOOT = 'systemd';
+  if (options.cpus !== undefined) env.CPUS = String(options.cpus);
   const args = [job, out, String(options.seconds)];
   const { status, stdout, stderr } = await run(join(PROJECT_ROOT, 'scripts/vm/run'), args, {
     env,
