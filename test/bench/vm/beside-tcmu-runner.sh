@@ -17,37 +17,55 @@ cost() {
 measure() {
   local load=$1 before after
   shift
-  case " $loads " in *" $load "*) ;; *) return 0 ;; esac
+  wanted "$load" || return 0
   before=$(cost)
   fio --name="$load" --filename="$device" --direct=1 --ioengine=libaio --time_based --runtime="$seconds" --randrepeat=1 "$@" \
-    --output-format=json --output="/out/$name.$load.json" || { cat "/out/$name.$load.json"; return 1; }
+    --eta=never --output-format=json --output="/out/$name.$load.json" || { cat "/out/$name.$load.json"; return 1; }
   after=$(cost)
   echo "$before $after" | awk '{print $3 - $1, $4 - $2}' >"/out/$name.$load.cost"
 }
 
+# warm SECONDS FIO-OPTIONS: the load that is measured next, elsewhere on the disk.
 warm() {
   [ "$1" -gt 0 ] || return 0
-  fio --name=warm --filename="$device" --direct=1 --ioengine=libaio --time_based --runtime="$1" --rw=randread --bs=4k --iodepth=16 \
+  fio --name=warm --filename="$device" --direct=1 --ioengine=libaio --time_based --runtime="$1" --bs=4k --iodepth=16 "${@:2}" --eta=never \
     --output=/out/warm.txt
 }
 
+# Whether one of the loads is wanted.
+wanted() {
+  local load
+  for load in "$@"; do
+    case " $loads " in *" $load "*) return 0 ;; esac
+  done
+  return 1
+}
+
+# loads_of DAEMON HANDLER WARM-UP-SECONDS
 loads_of() {
-  local handler=$2 warming=$3
   name=$1
-  make_backstore "$handler" "/mnt/images/$name-new.qcow2" $((4096 * MiB)) hw_max_sectors=2048 && map_loop || return 1
-  local new_backstore=$backstore new_loop=$loop
-  measure allocating-4k --rw=randwrite --bs=4k --iodepth=16 || return 1
-  measure allocating-64k --rw=write --bs=64k --iodepth=4 --offset=2g --size=2g || return 1
-  unmap_loop "$new_loop" && remove_backstore "$new_backstore"
-  make_backstore "$handler" "/mnt/images/$name-full.qcow2" $((128 * MiB)) hw_max_sectors=2048 && map_loop || return 1
-  warm "$warming"
+  if wanted allocating-4k allocating-64k; then
+    begin "$2" new 4096 && warm "$3" --rw=randwrite --offset=2g --size=1g || return 1
+    measure allocating-4k --rw=randwrite --bs=4k --iodepth=16 --size=2g || return 1
+    measure allocating-64k --rw=write --bs=64k --iodepth=4 --offset=3g --size=1g || return 1
+    end || return 1
+  fi
+  wanted read-4k batched-read-4k write-4k read-1m write-1m || return 0
+  begin "$2" full 128 && warm "$3" --rw=randread || return 1
   measure read-4k --rw=randread --bs=4k --iodepth=16 || return 1
   measure batched-read-4k --rw=randread --bs=4k --iodepth=16 --iodepth_batch_submit=16 --iodepth_batch_complete_min=8 || return 1
   measure write-4k --rw=randwrite --bs=4k --iodepth=16 || return 1
   measure read-1m --rw=read --bs=1m --iodepth=4 || return 1
   measure write-1m --rw=write --bs=1m --iodepth=4 || return 1
-  unmap_loop "$loop" && remove_backstore "$backstore"
+  end
 }
+
+# begin HANDLER KIND MIB: the disk of $name.
+begin() {
+  make_backstore "$1" "/mnt/images/$name-$2.qcow2" $(($3 * MiB)) hw_max_sectors=2048 && map_loop
+}
+
+end() { unmap_loop "$loop" && remove_backstore "$backstore"; }
 
 tcmu-runner >/out/tcmu-runner.log 2>&1 &
 daemon=$!
