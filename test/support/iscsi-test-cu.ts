@@ -61,19 +61,29 @@ async function runTest(name: string, url: string, secondUrl: string, dataLoss: b
       [...(dataLoss ? ['--dataloss', '--allow-sanitize'] : []), '--normal', `--test=${name}`, url, secondUrl],
       { timeoutMs: 40_000 },
     );
-    const output = shorten(stdout + stderr);
-    const ran = /tests\s+(\d+)\s+(\d+)/.exec(output);
-    const end = signal ?? `status ${status}`;
-    const ms = Date.now() - began;
-    if (isDefect(name, end, output)) return { name, suite, result: 'defect', output, ms };
-    if (status !== 0) return { name, suite, result: 'fail', output: `${end}\n${output}`, ms };
-    if (ran === null || ran[2] === '0') return { name, suite, result: 'fail', output: `ran no test\n${output}`, ms };
-    // What finds nothing to do says so, or ends without having asserted anything: neither is a pass.
-    const skipped = output.includes('[SKIPPED]') || /asserts\s+0\s/.test(output);
-    return { name, suite, result: skipped ? 'skip' : 'pass', output, ms };
+    return judge(name, signal ?? `status ${status}`, stdout + stderr, Date.now() - began);
   } catch (error) {
     return { name, suite, result: 'fail', output: String(error), ms: Date.now() - began };
   }
+}
+
+/** What a test says by how its process ended (status N, or a signal) and by what it printed. */
+export function judge(name: string, end: string, printed: string, ms: number): SuiteTest {
+  const suite = name.split('.')[1] as string;
+  const output = shorten(printed);
+  const ran = /tests\s+(\d+)\s+(\d+)/.exec(output);
+  if (isDefect(name, end, output)) return { name, suite, result: 'defect', output, ms };
+  if (end !== 'status 0') return { name, suite, result: 'fail', output: `${end}\n${output}`, ms };
+  if (ran === null || ran[2] === '0') return { name, suite, result: 'fail', output: `ran no test\n${output}`, ms };
+  // What finds nothing to do says so, or ends without having asserted anything: neither is a pass.
+  const skipped = output.includes('[SKIPPED]') || /asserts\s+0\s/.test(output);
+  return { name, suite, result: skipped ? 'skip' : 'pass', output, ms };
+}
+
+/** The assertions that did not hold: test_read10_invalid.c:85 CU_ASSERT_EQUAL(…) and so on. */
+export function failedAssertions({ output }: SuiteTest): string[] {
+  const lines = output.matchAll(/^\s*\d+\. (test_\w+\.c:\d+)\s+- (CU_[A-Z_]+\(.*?\))(?=\s{2}|$)/gm);
+  return Array.from(lines, ([, at, what]) => `${at} ${what}`);
 }
 
 /**

@@ -6,8 +6,10 @@ import { join } from 'node:path';
 import { suite, test } from 'node:test';
 import { runOk } from '../../support/process.ts';
 import { randomFor } from '../../support/random.ts';
+import { requires } from '../../support/requires.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
 import { requiresVm, runVm } from '../../support/vm.ts';
+import { tryLibiscsi } from './libiscsi.ts';
 import { requiresPackaging, tryPackage } from './package.ts';
 
 const img = (folder: string, ...args: string[]): Promise<string> => runOk('qemu-img', args, { cwd: folder });
@@ -24,6 +26,12 @@ suite('over the kernel’s target', { concurrency: 2, skip: requiresVm() }, () =
     await writeFile(join(seed, 'pattern'), randomFor(t).bytes(4_096_000));
     await runVm(t, 'survival', { seed, seconds: 900 });
   });
+
+  test(
+    'what libiscsi’s suite finds on a disk behind the kernel’s target is the kernel’s own',
+    { skip: requires.libiscsi() },
+    tryLibiscsi,
+  );
 
   test('file systems, trimmed space, verified load, resets and hostile commands over the kernel’s target', async (t) => {
     const seed = await temporaryDirectory(t);
@@ -63,6 +71,7 @@ suite('over the kernel’s target', { concurrency: 2, skip: requiresVm() }, () =
     await img(images, 'create', '-q', '-f', 'qcow2', 'q.qcow2', '64M');
     await img(images, 'create', '-q', '-f', 'vmdk', 'm.vmdk', '64M');
     await img(images, 'create', '-q', '-f', 'vdi', 'v.vdi', '64M');
+    await img(images, 'create', '-q', '-f', 'qcow', 'old.qcow', '16M');
     await runVm(t, 'targetcli', { seed, seconds: 400 });
   });
 

@@ -65,6 +65,41 @@ initiators_see_them() {
 }
 serial_of() { cut -d: -f2 "$target"/core/user_*/"$1"/wwn/vpd_unit_serial | tr -d ' '; }
 
+# A handler in a program of its own (docs/handlers.md), and images that QEMU opens for us: among them qcow of version 1, which is told so.
+others_serve_beside_it() {
+  /usr/bin/python3 "$root/docs/examples/ram-handler.py" >/out/ram.txt 2>&1 &
+  local ram=$!
+  for _ in $(seq 600); do
+    grep -q '^registered' /out/ram.txt && break
+    sleep 0.1
+  done
+  run_targetcli others <<CLI
+/backstores ls
+/backstores/user:ram create name=scratch size=16M cfgstring=anything
+/backstores/user:qcow create name=direct size=16M cfgstring=$images/old.qcow
+/backstores/user:qemu create name=old size=16M cfgstring=qcow/$images/old.qcow
+/iscsi/iqn.2026-11.org.example:t1/tpg1/luns create /backstores/user:ram/scratch
+/iscsi/iqn.2026-11.org.example:t1/tpg1/luns create /backstores/user:qemu/old
+exit
+CLI
+  grep -q 'user:ram ' /out/others.txt || { cat /out/ram.txt /out/others.txt; return 1; }
+  grep -q 'cfgstring invalid: .*version 1.*user:qemu with cfgstring=qcow/' /out/others.txt || { cat /out/others.txt; return 1; }
+  local lun
+  for lun in 3 4; do
+    qemu-io -f raw -c 'write -P 0x77 3M 64k' -c flush -c 'read -P 0x77 3M 64k' $url/$lun >/out/lun.txt 2>&1 || { echo "LUN $lun"; cat /out/lun.txt /out/others.txt; return 1; }
+    ! grep -q 'verification failed' /out/lun.txt || { echo "LUN $lun"; return 1; }
+  done
+  run_targetcli gone <<CLI
+/backstores/user:ram delete scratch
+/backstores/user:qemu delete old
+exit
+CLI
+  kill $ram
+  wait $ram
+  [ "$(ls -d "$target"/core/user_*/* | grep -c 'scratch\|old')" = 0 ] || { cat /out/gone.txt; return 1; }
+  qemu-io -r -f qcow -c 'read -P 0x77 3M 64k' $images/old.qcow | grep -q '^read 65536'
+}
+
 daemon_restarts() {
   qemu-io -f raw -c 'write -P 0x5a 1M 64k' -c flush $url/0 >/dev/null || return 1
   stop_daemon || return 1
@@ -136,6 +171,7 @@ nobody_waits_after_the_end() {
 step cli_creates
 step others_learn_nothing
 step initiators_see_them
+step others_serve_beside_it
 step daemon_restarts
 step configuration_is_restored
 step a_disk_grows

@@ -1,0 +1,96 @@
+/** libiscsi's conformance suite through the kernel's iSCSI target, on a disk that our daemon serves. */
+
+import assert from 'node:assert/strict';
+import { mkdir, readdir, readFile, truncate, writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
+import type { TestContext } from 'node:test';
+import { MiB } from '../../../formats/core/units.ts';
+import * as suite from '../../support/iscsi-test-cu.ts';
+import { runOk } from '../../support/process.ts';
+import { temporaryDirectory } from '../../support/temporary.ts';
+import { runVm } from '../../support/vm.ts';
+
+const SIZE = 64 * MiB;
+
+interface KernelsOwn {
+  readonly tests: RegExp;
+  /** Each assertion of them that does not hold is of this kind: everything else about the answer is right. */
+  readonly assertion: RegExp;
+  /** Whether the same assertions fail on a disk of the kernel's own, fileio. */
+  readonly onFileioToo: boolean;
+}
+
+/** What fails for a reason of the kernel's, whoever serves the disk. */
+const KERNELS_OWN: readonly KernelsOwn[] = [
+  {
+    // A server behind TCMU gives a status, sense data and how much of a read it had. What an initiator asked for too much or too little of
+    // the kernel compares for its own disks alone (target_cmd_size_check), so that no residual of a write and no overflow is ever reported.
+    tests: /^ALL\.iSCSIResiduals\./,
+    assertion: /CU_ASSERT_EQUAL\(task->residual(_status)?,/,
+    onFileioToo: false,
+  },
+  {
+    // A DataSN of 0xffffffff is not looked at by the kernel's iSCSI target.
+    tests: /^ALL\.iSCSIdatasn\.iSCSIDataSnInvalid$/,
+    assertion: /^test_iscsi_datasn_invalid\.c:133 CU_ASSERT_NOT_EQUAL\(ret,0\)$/,
+    onFileioToo: true,
+  },
+];
+
+/**
+ * Tests that send hundreds of commands, of which a test beside them sends the like: half of the suite's time under emulation.
+ * LUNETTE_WHOLE_SUITE=1 takes them along. The suite against the embedded target, the same engine, always does.
+ */
+const SLOW = new RegExp(
+  `^ALL\\.(${[
+    'GetLBAStatus\\.UnmapSingle',
+    'OrWrite\\.Verify',
+    'WriteSame16\\.Unmap',
+    'CompareAndWrite\\.Miscompare',
+    'MultipathIO\\.CompareAndWrite',
+    'Verify1[26]\\.(Simple|Mismatch|MismatchNoCmp|BeyondEol)',
+    'WriteVerify1[26]\\.(Simple|BeyondEol)',
+  ].join('|')})$`,
+);
+
+export async function tryLibiscsi(t: TestContext): Promise<void> {
+  const whole = process.env.LUNETTE_WHOLE_SUITE !== undefined;
+  const tests = (await suite.listTests()).filter((name) => whole || !SLOW.test(name));
+  const seed = await temporaryDirectory(t);
+  const images = join(seed, 'images');
+  await mkdir(images);
+  await runOk('qemu-img', ['create', '-q', '-f', 'qcow2', 'disk.qcow2', String(SIZE)], { cwd: images });
+  await writeFile(join(images, 'disk.raw'), '');
+  await truncate(join(images, 'disk.raw'), SIZE);
+  await writeFile(join(seed, 'tests'), tests.map((name) => `${name}\n`).join(''));
+  const { out } = await runVm(t, 'libiscsi', { seed, seconds: whole ? 1800 : 900, cpus: 1 });
+
+  const ours = await results(join(out, 'ours'));
+  const fileio = new Map((await results(join(out, 'kernel'))).map((result) => [result.name, result]));
+  for (const line of suite.describe(ours)) t.diagnostic(line);
+  assert.equal(ours.length, tests.length);
+  for (const failed of ours.filter(({ result }) => result === 'fail')) {
+    const assertions = suite.failedAssertions(failed);
+    const own = KERNELS_OWN.find((kind) => kind.tests.test(failed.name));
+    assert.ok(own !== undefined && assertions.length > 0, `${failed.name}\n${failed.output}`);
+    for (const assertion of assertions) assert.match(assertion, own.assertion, failed.name);
+    if (own.onFileioToo) assert.deepEqual(suite.failedAssertions(fileio.get(failed.name) ?? failed), assertions);
+  }
+  const { pass, fail } = suite.tally(ours);
+  assert.ok(fail <= 11, `${fail} failed`);
+  assert.ok(pass >= (whole ? 180 : 160), `${pass} passed`);
+}
+
+/** What the job found, of one of the disks. */
+async function results(directory: string): Promise<suite.SuiteTest[]> {
+  const files = (await readdir(directory)).sort();
+  return Promise.all(
+    files.map(async (file) => {
+      const text = await readFile(join(directory, file), 'utf8');
+      const [line = '', status = '', ms = ''] = /^ended with (\d+) after (\d+) ms\n$/m.exec(text) ?? [];
+      // As a shell gives it.
+      const end = { '124': 'out of time', '134': 'SIGABRT', '139': 'SIGSEGV' }[status] ?? `status ${status}`;
+      return suite.judge(file.replace(/\.txt$/, ''), end, text.replace(line, ''), Number(ms));
+    }),
+  );
+}
