@@ -20,6 +20,8 @@ export interface PowerCutDisk {
   readonly changes?: number;
   /** Cuts per run. Default 40. */
   readonly cuts?: number;
+  /** Whether a range of sectors takes changes. Default: all do. */
+  readonly isWritable?: (first: number, count: number) => boolean;
   /** Multiple of sectors of the larger changes. */
   readonly unit: number;
 }
@@ -72,6 +74,7 @@ export async function powerCutRun(random: Random, disk: PowerCutDisk): Promise<v
     const count = Math.min(sectors, random.chance(0.4) ? unitSectors * random.between(1, 3) : random.between(1, 20));
     let first = random.below(sectors - count + 1);
     if (random.chance(0.5)) first -= first % unitSectors;
+    if (disk.isWritable?.(first, count) === false) return;
     const kind = random.below(10);
     if (kind >= 7) {
       return during(first, count, [0], () => image.writeZeroes(first * SECTOR, count * SECTOR, kind === 8));
@@ -88,6 +91,7 @@ export async function powerCutRun(random: Random, disk: PowerCutDisk): Promise<v
   const discard = async (): Promise<void> => {
     const count = Math.min(sectors, (disk.unit / SECTOR) * random.between(1, 3));
     const first = random.below(sectors - count + 1);
+    if (disk.isWritable?.(first, count) === false) return;
     await during(first, count, [0], async () => {
       await image.discard(first * SECTOR, count * SECTOR);
     });

@@ -118,7 +118,7 @@ export function registerSnapshot(program: Command, context: CliContext): void {
     .command('usage')
     .summary('say what each of them costs')
     .description(
-      'Says what each snapshot refers to, what of that is its alone, and what deleting it would give free. Reads tables only.',
+      'Says what each snapshot refers to, what of that is its alone, and what deleting it would give free. Reads tables only, and those of this file alone: what the image stands on is neither read nor counted, with -U or without.',
     )
     .argument('<image>', 'path')
     .addHelpText(
