@@ -187,11 +187,12 @@ export class SliceCache {
   modify(slice: number): Uint8Array {
     const pinned = this.#pinned.get(slice);
     if (pinned === undefined) throw new RangeError(`slice ${slice} is changed without being held`);
-    if (!pinned.owned || pinned.writing) {
-      if (!pinned.owned) this.#space(slice)?.delete(slice % SPACE_SLICES);
+    if (pinned.writing) {
       pinned.bytes = pinned.bytes.slice();
-      pinned.owned = true;
       pinned.writing = false; // the array that is being written is the writer's alone now
+    } else if (!pinned.owned) {
+      this.#space(slice)?.delete(slice % SPACE_SLICES);
+      pinned.owned = true;
     }
     pinned.dirty = true;
     this.#remember(slice, pinned.bytes);

@@ -45,6 +45,20 @@ test('a write-back writes what was dirty when it was taken, not what came later'
   assert.equal(cache.stats.pinnedBytes, 0);
 });
 
+test('a clean slice is changed in the memory that it has, which the cache gives up; one that is being written, in a copy', async () => {
+  const cache = new SharedBlockCache(100_000);
+  const slices = new SliceCache(fileOf(8), cache, SLICE);
+  const cached = await slices.load(2);
+  await slices.hold(2, 'mapping');
+  assert.equal(cache.stats.warmBytes, SLICE);
+  assert.equal(slices.modify(2), cached);
+  assert.equal(cache.stats.warmBytes, 0);
+  const batch = slices.takeDirty('mapping');
+  const copy = slices.modify(2);
+  assert.notEqual(copy, batch.bytes[0]);
+  assert.equal(slices.modify(2), copy);
+});
+
 test('a batch that did not get into the file is dirty again', async () => {
   const slices = new SliceCache(fileOf(8), new SharedBlockCache(100_000), SLICE);
   await slices.hold(1, 'refcount');
