@@ -40,16 +40,19 @@ export const inflatePlain: Inflate = async (form, input, output) => {
     return bytes.length;
   } catch (error) {
     const { code } = error as { code?: unknown };
-    if (code === 'ERR_BUFFER_TOO_LARGE') return partial ? inflateStart(input, output) : undefined;
-    if (typeof code === 'string' && code.startsWith('Z_') && code !== 'Z_MEM_ERROR') return undefined;
-    throw error;
+    const broken = typeof code === 'string' && code.startsWith('Z_') && code !== 'Z_MEM_ERROR';
+    if (!broken && code !== 'ERR_BUFFER_TOO_LARGE') throw error;
+    // Perhaps only behind what is wanted.
+    return partial ? inflateStart(input, output) : undefined;
   }
 };
 
 /** The first bytes of a stream that holds more. */
 function inflateStart(input: Uint8Array, output: Uint8Array): Promise<number | undefined> {
   return new Promise((resolve) => {
-    const stream = zlib.createInflateRaw({ windowBits: 15, finishFlush: zlib.constants.Z_SYNC_FLUSH });
+    // A chunk is all of the output: it comes before anybody looks at what is behind it.
+    const chunkSize = Math.max(output.length, 64);
+    const stream = zlib.createInflateRaw({ windowBits: 15, chunkSize, finishFlush: zlib.constants.Z_SYNC_FLUSH });
     let done = 0;
     stream.on('data', (chunk: Buffer) => {
       const take = Math.min(chunk.length, output.length - done);
