@@ -42,6 +42,7 @@ take_down() {
 }
 
 step prepare
+[ $failed = 0 ] || exit 1
 step run_tests
 step take_down
 exit $failed
