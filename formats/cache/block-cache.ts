@@ -34,6 +34,11 @@ const WANTED_BLOCK = 16 * 1024;
 const COMPRESSING_SHARE = 1 / 32;
 const MAX_COMPRESSING = 8 * 1024 * 1024;
 
+/** A block at the compressor. An object for each time: the same array may be given to it again. */
+interface Compressing {
+  readonly bytes: Uint8Array;
+}
+
 /**
  * Clean blocks of all open images within one byte budget: plain ones, least recently used first out, and of those that
  * fell out the ones that compress well. A cold hit is decompressed at once and is plain again. Compressing happens on
@@ -52,7 +57,7 @@ export class SharedBlockCache implements BlockCache {
   /** By key: a space's first key plus the block's number. One number, because a string per lookup would be garbage. */
   readonly #warm: LRUCache<number, Uint8Array>;
   readonly #cold: LRUCache<number, Uint8Array>;
-  readonly #compressing = new Map<number, Uint8Array>();
+  readonly #compressing = new Map<number, Compressing>();
   #compressingBytes = 0;
   /** How often a block was asked for that was not there as plain bytes: what it would be worth as a cold one. */
   readonly #wanted: FrequencySketch;
@@ -186,7 +191,7 @@ export class SharedBlockCache implements BlockCache {
   }
 
   #getDemoted(key: number): Uint8Array | undefined {
-    let bytes = this.#compressing.get(key);
+    let bytes = this.#compressing.get(key)?.bytes;
     if (bytes !== undefined) {
       this.#forgetCompressing(key);
     } else {
@@ -254,13 +259,14 @@ export class SharedBlockCache implements BlockCache {
     if (this.#room === 0 || !this.#deservesCold(key, size)) return;
     const space = this.#spaceOf(key);
     if (space === undefined || !space.policy.wants()) return;
-    this.#compressing.set(key, bytes);
+    const begun = { bytes };
+    this.#compressing.set(key, begun);
     this.#compressingBytes += size;
     this.#compressions++;
     this.#codec.compress(bytes).then(
-      (compressed) => this.#compressed(space, key, bytes, compressed),
+      (compressed) => this.#compressed(space, key, begun, compressed),
       () => {
-        if (this.#compressing.get(key) === bytes) this.#forgetCompressing(key);
+        if (this.#compressing.get(key) === begun) this.#forgetCompressing(key);
       },
     );
   }
@@ -275,11 +281,12 @@ export class SharedBlockCache implements BlockCache {
     return true;
   }
 
-  #compressed(space: Space, key: number, plain: Uint8Array, compressed: Uint8Array): void {
-    const keep = space.policy.tried(plain.byteLength, compressed.byteLength);
+  #compressed(space: Space, key: number, begun: Compressing, compressed: Uint8Array): void {
+    const keep = space.policy.tried(begun.bytes.byteLength, compressed.byteLength);
     if (!keep) this.#stubborn.count(key);
-    // Asked for, replaced or released while it was compressing: the result is of no use.
-    if (this.#compressing.get(key) !== plain) return;
+    // Asked for, replaced or released while it was compressing: the result is of no use. Nor is it where the same array has come back since:
+    // whoever had it meanwhile may have changed it.
+    if (this.#compressing.get(key) !== begun) return;
     this.#forgetCompressing(key);
     const size = compressed.byteLength;
     const coldRoom = this.#coldRoom;
@@ -292,10 +299,10 @@ export class SharedBlockCache implements BlockCache {
   }
 
   #forgetCompressing(key: number): void {
-    const bytes = this.#compressing.get(key);
-    if (bytes === undefined) return;
+    const begun = this.#compressing.get(key);
+    if (begun === undefined) return;
     this.#compressing.delete(key);
-    this.#compressingBytes -= bytes.byteLength;
+    this.#compressingBytes -= begun.bytes.byteLength;
   }
 
   #askForCodec(): void {

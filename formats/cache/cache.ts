@@ -20,6 +20,7 @@ export interface BlockSpace {
   get(block: number): Uint8Array | undefined;
   /** Keeps `bytes` (the array itself; callers give it up). A block larger than the budget is not kept. */
   set(block: number, bytes: Uint8Array): void;
+  /** Lets go of a block: its array is the caller's again, to be changed, and to be set again. */
   delete(block: number): void;
   /** Drops everything and gives the numbers back. */
   release(): void;

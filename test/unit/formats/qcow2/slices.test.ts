@@ -59,6 +59,51 @@ test('a clean slice is changed in the memory that it has, which the cache gives 
   assert.equal(slices.modify(2), copy);
 });
 
+test('a slice that is changed while the cache compresses it shows its new content, however late that ends', async () => {
+  const size = 4096;
+  /** What is being compressed, by the slice that it came from. */
+  const packing: { slice: number; finish: () => void }[] = [];
+  const codec = {
+    compress: (bytes: Uint8Array) => {
+      const packed = bytes.slice(0, size / 16);
+      return new Promise<Uint8Array>((resolve) =>
+        packing.push({ slice: bytes[1] as number, finish: () => resolve(packed) }),
+      );
+    },
+    decompress: (bytes: Uint8Array) => new Uint8Array(size).fill(bytes[0] as number),
+  };
+  const cache = new SharedBlockCache(64 * size, { coldShare: 0.5, loadCodec: () => Promise.resolve(codec) });
+  // Slice 200 is full of 200s, the others of zeros.
+  const bytes = new Uint8Array(2048 * size);
+  bytes.fill(200, 200 * size, 201 * size);
+  const slices = new SliceCache(new MemoryStorage({ bytes }), cache, size);
+  let next = 300;
+  /** Reads other slices until slice 200 has been given to the compressor `times` times; all else is finished at once. */
+  const pushOut = async (times: number): Promise<void> => {
+    for (let i = 0; i < 200; i++) {
+      await slices.load(next++);
+      for (const { slice, finish } of packing) if (slice !== 200) finish();
+      await new Promise((resolve) => setImmediate(resolve));
+      if (packing.filter(({ slice }) => slice === 200).length === times) return;
+    }
+    assert.fail('it was not given to the compressor');
+  };
+  await slices.load(100);
+  for (let i = 0; i < 70; i++) await slices.load(next++); // the codec is loaded
+  await slices.load(200);
+  await pushOut(1);
+  await slices.hold(200, 'mapping');
+  slices.modify(200).fill(77, 0, 1);
+  slices.unhold(200);
+  const batch = slices.takeDirty('mapping');
+  await slices.writeBatch(batch);
+  slices.finishBatch(batch);
+  await pushOut(2);
+  for (const { finish } of packing) finish();
+  for (let i = 0; i < 500; i++) await slices.load(next++); // nothing but the cache has it now
+  assert.equal((await slices.load(200))[0], 77);
+});
+
 test('a batch that did not get into the file is dirty again', async () => {
   const slices = new SliceCache(fileOf(8), new SharedBlockCache(100_000), SLICE);
   await slices.hold(1, 'refcount');
