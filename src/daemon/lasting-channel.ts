@@ -21,7 +21,9 @@ export class LastingChannel implements AnswerChannel {
   readonly #listener: LastingListener;
   #channel: AnswerChannel | undefined;
   #retry: NodeJS.Timeout | undefined;
-  #closed = false;
+  #ended = false;
+  /** The socket that told of an event. Each numbers its own: a later one may have another event of the same device and number. */
+  readonly #tellers = new WeakMap<AwaitedEvent, AnswerChannel>();
   #problem: string | undefined;
 
   /** @throws {Error} what opening it the first time throws */
@@ -32,7 +34,14 @@ export class LastingChannel implements AnswerChannel {
   }
 
   #begin(): void {
-    const channel = this.#open({ ...this.#listener, failed: (errno) => this.#failed(channel, errno) });
+    const channel = this.#open({
+      ...this.#listener,
+      event: (event) => {
+        this.#tellers.set(event, channel);
+        this.#listener.event(event);
+      },
+      failed: (errno) => this.#failed(channel, errno),
+    });
     this.#channel = channel;
   }
 
@@ -46,7 +55,7 @@ export class LastingChannel implements AnswerChannel {
   }
 
   #reopenAfter(waitMs: number): void {
-    if (this.#closed) return;
+    if (this.#ended) return;
     this.#retry = setTimeout(() => {
       try {
         this.#begin();
@@ -65,26 +74,41 @@ export class LastingChannel implements AnswerChannel {
     return this.#problem === undefined ? [] : [this.#problem];
   }
 
-  /** False also while there is no socket. */
+  /** False also where the socket that told of the event is gone. */
   answer(event: AwaitedEvent, status: number): boolean {
-    return this.#channel?.answer(event, status) ?? false;
+    return this.#tellerOf(event)?.answer(event, status) ?? false;
   }
 
   leave(event: AwaitedEvent): void {
-    this.#channel?.leave(event);
+    this.#tellerOf(event)?.leave(event);
+  }
+
+  #tellerOf(event: AwaitedEvent): AnswerChannel | undefined {
+    return this.#tellers.get(event) === this.#channel ? this.#channel : undefined;
   }
 
   answerMissedAdd(deviceId: number, status: number): void {
     this.#channel?.answerMissedAdd(deviceId, status);
   }
 
+  /** The kernel no longer waits for answers, whether there is a socket at this time or not. None is opened after that. */
   endAnswering(): void {
+    this.#end();
+    try {
+      if (this.#channel === undefined) this.#begin();
+    } catch {
+      return; // nobody can tell the kernel
+    }
     this.#channel?.endAnswering();
   }
 
-  close(): void {
-    this.#closed = true;
+  #end(): void {
+    this.#ended = true;
     clearTimeout(this.#retry);
+  }
+
+  close(): void {
+    this.#end();
     this.#channel?.close();
     this.#channel = undefined;
   }

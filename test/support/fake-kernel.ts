@@ -32,6 +32,8 @@ export class FakeKernel implements TcmuKernel {
   #refusals = 0;
   /** Sockets that were opened so far. */
   opened = 0;
+  /** Those of them that were closed. */
+  closed = 0;
 
   private constructor(t: Cleanup, root: string) {
     this.#t = t;
@@ -108,7 +110,7 @@ export class FakeKernel implements TcmuKernel {
       leave: () => undefined,
       answerMissedAdd: (deviceId, status) => void this.answers.set(-deviceId, status),
       endAnswering: () => undefined,
-      close: () => undefined,
+      close: () => void this.closed++,
     };
   }
 
