@@ -25,17 +25,26 @@ export class Ending {
    * @throws {Error} what it throws; why it has ended; `late` when it takes longer
    */
   before<T>(work: Promise<T>, ms: number, late: () => Error): Promise<T> {
+    if (this.#error !== undefined) {
+      work.catch(() => undefined);
+      return Promise.reject(this.#error);
+    }
     return new Promise((resolve, reject) => {
-      if (this.#error === undefined) this.#waiting.add(reject);
-      else reject(this.#error);
-      const timer = setTimeout(() => {
-        this.#waiting.delete(reject);
-        reject(late());
-      }, ms);
-      work.then(resolve, reject).finally(() => {
+      const settled = (): void => {
         clearTimeout(timer);
-        this.#waiting.delete(reject);
-      });
+        this.#waiting.delete(fail);
+      };
+      const fail = (error: Error): void => {
+        // Work that the end has overtaken may never settle: nothing of ours may wait for that, nor keep the process alive.
+        settled();
+        reject(error);
+      };
+      const timer = setTimeout(() => fail(late()), ms);
+      this.#waiting.add(fail);
+      work.then((value) => {
+        settled();
+        resolve(value);
+      }, fail);
     });
   }
 }

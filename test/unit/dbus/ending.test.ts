@@ -34,3 +34,16 @@ test('what takes too long fails, and nothing is kept of it', async () => {
   assert.equal(ending.waiting, 0);
   assert.equal(await before(ending, Promise.resolve(1), 1), 1);
 });
+
+test('nobody waits for what may never come once it has ended', async () => {
+  const timers = (): number => process.getActiveResourcesInfo().filter((each) => each === 'Timeout').length;
+  const others = timers();
+  const ending = new Ending();
+  const endless = new Promise(() => undefined);
+  const waiting = before(ending, endless);
+  assert.equal(timers(), others + 1);
+  ending.end(new Error('over'));
+  await assert.rejects(waiting, /over/);
+  await assert.rejects(before(ending, endless), /over/);
+  assert.equal(timers(), others);
+});
