@@ -54,6 +54,10 @@ await build({
   },
   footer: { js: '})' },
 });
+// It is read as ASCII (launch.ts). esbuild writes it so, but for what is in tagged templates.
+const bundle = `${root}dist/program/lunette.cjs`;
+const escaped = (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`;
+writeFileSync(bundle, readFileSync(bundle, 'utf8').replace(/[\u0080-\uffff]/g, escaped));
 // Threads and child processes are started by their files' names, beside whoever starts them.
 const beside = (name) => ({ in: `${root}dist/src/${name}.js`, out: name.replace(/^.*\//, '') });
 await build({

@@ -37,8 +37,8 @@ for (const args of [
   await module.exports.ended;
   if (process.exitCode !== 0) throw new Error(`lunette ${args.join(' ')} ended with ${process.exitCode}`);
 }
-// Whole or not at all: a server may be starting.
+// Whole or not at all: a server may be starting, and V8 believes what it is given: damaged code, as after a power cut, ends the process.
 const file = filename.replace(/cjs$/, 'cache');
-writeFileSync(`${file}.new`, script.createCachedData());
+writeFileSync(`${file}.new`, script.createCachedData(), { flush: true });
 renameSync(`${file}.new`, file);
 process.exit(0);

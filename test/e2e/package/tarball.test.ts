@@ -5,7 +5,7 @@
 
 import assert from 'node:assert/strict';
 import { existsSync } from 'node:fs';
-import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
 import { npmEnvironment } from '../../support/npm.ts';
@@ -117,6 +117,11 @@ test('installed globally, the command runs with its addon and reads zstd cluster
   const info = JSON.parse(await runOk(lunette, ['info', '--json', path])) as Record<string, unknown>;
   assert.equal(info.format, 'qcow2');
   assert.equal(info['virtual-size'], 8 * 64 * 1024);
+
+  // Text that is not ASCII comes out as it was written, also where the bundler leaves it as it is: in tagged templates.
+  const report = join(directory, 'report.html');
+  await runOk(lunette, ['snapshot', 'report', path, '-o', report]);
+  assert.match(await readFile(report, 'utf8'), /Where the file’s space goes/);
 
   // Reading the clusters, not only the header, is what needs the codec.
   const script = `
