@@ -13,6 +13,10 @@ const MAX_SPAN = MiB + 64 * KiB;
 const MAX_GAP = 32 * KiB;
 /** Buffers that wait for their next use. */
 const MAX_BUFFERS = 8;
+/** Less than this is read into memory of its own size. */
+const MIN_BUFFER = 64 * KiB;
+/** Memory that is read into at once: clusters of a disk may lie anywhere in its file, and then each is read by itself. */
+const MAX_MEMORY = 32 * MiB;
 
 interface Stream {
   readonly host: number;
@@ -28,6 +32,10 @@ export class PackedReads {
   readonly #options: Omit<CompressedClustersOptions, 'cache'>;
   readonly #clusters: CompressedClusters;
   readonly #buffers: Uint8Array[] = [];
+  /** Bytes of buffers in use. */
+  #used = 0;
+  /** Who waits for so many bytes, in the order in which they came. */
+  readonly #waiting: { bytes: number; resolve: () => void }[] = [];
 
   /** @param clusters reads what is not a whole cluster */
   constructor(options: Omit<CompressedClustersOptions, 'cache'>, clusters: CompressedClusters) {
@@ -59,13 +67,25 @@ export class PackedReads {
   }
 
   async #unpack(streams: readonly Stream[]): Promise<void> {
-    const { storage, type, clusterSize, unpack } = this.#options;
     const start = (streams[0] as Stream).host;
     const length = Math.max(...streams.map((each) => each.host + each.length)) - start;
-    const buffer = this.#buffers.pop() ?? outputOf(MAX_SPAN);
-    const memory = length <= buffer.length ? buffer : outputOf(length);
-    const packed = memory.subarray(0, length);
-    await storage.readv(start, IoVec.of(packed));
+    const pooled = length > MIN_BUFFER && length <= MAX_SPAN;
+    const bytes = pooled ? MAX_SPAN : length;
+    await this.#reserve(bytes);
+    try {
+      const buffer = (pooled ? this.#buffers.pop() : undefined) ?? outputOf(bytes);
+      await this.#unpackFrom(start, buffer.subarray(0, length), streams);
+      if (pooled && this.#buffers.length < MAX_BUFFERS) this.#buffers.push(buffer);
+    } finally {
+      this.#used -= bytes;
+      this.#admit();
+    }
+  }
+
+  /** @param memory for the bytes of the file from `start` on in which the streams lie */
+  async #unpackFrom(start: number, memory: Uint8Array, streams: readonly Stream[]): Promise<void> {
+    const { storage, type, clusterSize, unpack } = this.#options;
+    await storage.readv(start, IoVec.of(memory));
     const places = new Int32Array(PLACE_WORDS * streams.length);
     const outputs = new IoVec();
     streams.forEach(({ host, length, output }, i) => {
@@ -73,13 +93,27 @@ export class PackedReads {
       places[PLACE_WORDS * i + 1] = length;
       outputs.appendSlice(output, 0, clusterSize);
     });
-    try {
-      await unpackClusters(type, packed, places, outputs, unpack);
-      streams.forEach(({ host }, i) => {
-        fullCluster(type, places[PLACE_WORDS * i + 2] as number, clusterSize, { path: storage.path, offset: host });
-      });
-    } finally {
-      if (this.#buffers.length < MAX_BUFFERS) this.#buffers.push(buffer);
+    await unpackClusters(type, memory, places, outputs, unpack);
+    streams.forEach(({ host }, i) => {
+      fullCluster(type, places[PLACE_WORDS * i + 2] as number, clusterSize, { path: storage.path, offset: host });
+    });
+  }
+
+  /** Waits until there may be so much more memory in use. Who wants more than there may be at all is alone. */
+  async #reserve(bytes: number): Promise<void> {
+    if (this.#waiting.length === 0 && this.#fits(bytes)) this.#used += bytes;
+    else await new Promise<void>((resolve) => this.#waiting.push({ bytes, resolve }));
+  }
+
+  #fits(bytes: number): boolean {
+    return this.#used === 0 || this.#used + bytes <= MAX_MEMORY;
+  }
+
+  #admit(): void {
+    for (let next = this.#waiting[0]; next !== undefined && this.#fits(next.bytes); next = this.#waiting[0]) {
+      this.#waiting.shift();
+      this.#used += next.bytes;
+      next.resolve();
     }
   }
 }

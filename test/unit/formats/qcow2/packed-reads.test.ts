@@ -115,3 +115,31 @@ for (const type of ['zlib', 'zstd'] as const) {
     await assert.rejects(disk.readDisk(0, 3 * CLUSTER), { code: 'CORRUPT' });
   });
 }
+
+test('clusters that lie all over the file are read with bounded memory', async (t) => {
+  const count = 180;
+  const contents = someContents(randomFor(t), count);
+  // Two that lie together, one by itself, and so on.
+  const gaps = Array.from({ length: count }, (_, i) => (i % 3 === 1 ? 0 : 50_000));
+  const disk = packedDisk('zlib', contents, [...contents.keys()], gaps);
+  const { storage } = disk;
+  const read = storage.readv.bind(storage);
+  let used = 0;
+  let most = 0;
+  storage.readv = async (offset, iov) => {
+    const bytes = (iov.memory[0] as Uint8Array).buffer.byteLength;
+    used += bytes;
+    most = Math.max(most, used);
+    await new Promise((resolve) => setImmediate(resolve));
+    await read(offset, iov);
+    used -= bytes;
+  };
+  const parts = Array.from({ length: count / 10 }, (_, i) => disk.readDisk(10 * i * CLUSTER, 10 * CLUSTER));
+  assert.ok(Buffer.concat(await Promise.all(parts)).equals(Buffer.concat(contents)));
+  assert.ok(disk.reads.length > 100, `${disk.reads.length}`);
+  assert.ok(most <= 32 << 20, `${most} bytes at once`);
+  // Those by themselves do not take more than they need.
+  most = 0;
+  for (let i = 2; i < count; i += 3) await disk.readDisk(i * CLUSTER, CLUSTER);
+  assert.ok(most <= CLUSTER, `${most} bytes for one cluster`);
+});
