@@ -194,7 +194,9 @@ export class StagedTarget {
       if (staged.replaces === undefined || !existsSync(final)) continue;
       if (!exchange(temporary, final)) continue;
       swapped.add(staged);
-      undo.push(async () => void exchange(temporary, final));
+      undo.push(async () => {
+        if (!exchange(temporary, final)) this.#mixed = true;
+      });
     }
     const others = order.filter((staged) => !swapped.has(staged));
     // One file replaces another in one step. Of several all old ones go aside before, the main one first: a set of which one half is old

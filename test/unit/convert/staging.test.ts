@@ -1,5 +1,5 @@
 import assert from 'node:assert/strict';
-import { existsSync } from 'node:fs';
+import { existsSync, renameSync } from 'node:fs';
 import { link, readdir, readFile, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
@@ -153,6 +153,28 @@ test('a single file that replaced another one stays when its name cannot be made
   assert.equal(staged.mixed, true);
   await staged.abort();
   assert.equal(await text(folder, 'main'), 'new main');
+});
+
+test('names that were swapped and cannot be swapped back: the old file stays, hidden, and that is said', async (t) => {
+  const folder = await temporaryDirectory(t);
+  await oldFiles(folder);
+  let swaps = 0;
+  const exchange = (one: string, other: string): boolean => {
+    if (++swaps > 1) return false;
+    renameSync(one, `${one}-`);
+    renameSync(other, one);
+    renameSync(`${one}-`, other);
+    return true;
+  };
+  const syncFolder = (): Promise<void> => Promise.reject(Object.assign(new Error('EIO'), { code: 'EIO' }));
+  const options = { openStorage, sync: true, syncFolder, exchange };
+  const staged = await StagedTarget.begin(join(folder, 'main'), options);
+  await writeFile(staged.temporary, 'new main');
+  await assert.rejects(staged.commit(), { code: 'IO', help: /^The new image is whole and has its name/ });
+  await staged.abort();
+  assert.equal(swaps, 2);
+  assert.equal(await text(folder, 'main'), 'new main');
+  assert.equal(await text(folder, '.main.lunette-new'), 'old main');
 });
 
 test('what an attempt moved aside before it was killed comes back: all of it, or nothing', async (t) => {
