@@ -6,6 +6,7 @@
  * holds an opposite one. (Layout as observed in /proc/locks under qemu-img, qemu-io and qemu-nbd 7.2.)
  */
 
+import { setTimeout as pause } from 'node:timers/promises';
 import { ImageError } from '../core/errors.ts';
 import { findHolder, type Holder } from './lock-holders.ts';
 import type { OpenFile } from './open-file.ts';
@@ -16,6 +17,8 @@ const DENIES = 200;
 const READ = 0;
 const WRITE = 1;
 const RESIZE = 3;
+
+const WRITER_RETRIES = 2;
 
 interface LockPlan {
   /** What the holder does. */
@@ -81,11 +84,17 @@ export class ImageLock {
   async #set(mode: LockMode): Promise<void> {
     const plan = PLANS[mode];
     const wanted = [...plan.does.map((i) => DOES + i), ...plan.denies.map((i) => DENIES + i)];
-    const outcome = await this.#locker.change(this.#file, {
+    const change: LockChange = {
       take: wanted.filter((byte) => !this.#held.includes(byte)),
       test: mode === 'shared' ? [] : [...plan.does.map((i) => DENIES + i), ...plan.denies.map((i) => DOES + i)],
       release: this.#held.filter((byte) => !wanted.includes(byte)),
-    });
+    };
+    let outcome = await this.#locker.change(this.#file, change);
+    // Two that begin at the same moment see each other's bytes, and both give theirs back: who writes looks once more, at a moment of its own.
+    for (let i = 0; i < WRITER_RETRIES && outcome.kind === 'conflict' && mode === 'write'; i++) {
+      await pause(10 + Math.random() * 60);
+      outcome = await this.#locker.change(this.#file, change);
+    }
     if (outcome.kind === 'conflict') {
       // Whoever reads whatever others do is not to be stopped by them.
       if (mode === 'shared') return;
