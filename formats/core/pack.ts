@@ -1,4 +1,4 @@
-/** How many units are packed into streams at once, outside the event loop. */
+/** How units are packed into streams by native code, outside the event loop. */
 
 import type { StreamForm } from './unpack.ts';
 

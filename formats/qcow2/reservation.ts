@@ -160,7 +160,7 @@ function planRegions(
       // Clusters that are written as a whole: all of a long write, but for its ends.
       const whole = Math.min(count - i, Math.floor((wanted.end - guestOffset) / clusterSize));
       if (guestOffset >= wanted.offset && whole > 0) {
-        const length = Math.min(whole * clusterSize, dataEnd - guestOffset);
+        const length = whole * clusterSize;
         addRegion(regions, { storage: state.parts.payload, storageOffset, length, guestOffset, fill: 'zero', fresh });
         filled.fill(ALL_SUBCLUSTERS, index, index + whole);
         i += whole;

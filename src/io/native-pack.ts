@@ -6,13 +6,11 @@ import type { StreamForm } from '../../formats/core/unpack.ts';
 import { native } from '../native/binding.ts';
 import { systemError } from '../native/errno.ts';
 import { type IoQueue, sharedIoQueue } from '../native/io-queue.ts';
-
-/** As in native/streams.h. */
-const FORMS: Record<StreamForm, number> = { deflate: 0, zstd: 1 };
+import { STREAM_FORMS } from './stream-forms.ts';
 
 /** Whether the addon is there and has what a form takes. */
 export function canPack(form: StreamForm): boolean {
-  return native?.operations.pack !== undefined && native.canPack?.(FORMS[form]) === true;
+  return native?.operations.pack !== undefined && native.canPack?.(STREAM_FORMS[form]) === true;
 }
 
 /**
@@ -31,6 +29,10 @@ export async function packUnits(
   queue: IoQueue = sharedIoQueue(),
 ): Promise<void> {
   const list = IoVec.of(new Uint8Array(lengths.buffer, lengths.byteOffset, lengths.byteLength));
-  const result = await queue.pack({ form: FORMS[form], level, windowBits }, unit, list.append(input).append(output));
+  const result = await queue.pack(
+    { form: STREAM_FORMS[form], level, windowBits },
+    unit,
+    list.append(input).append(output),
+  );
   if (result < 0) throw systemError(result, 'pack');
 }

@@ -2,20 +2,18 @@
 
 import { availableParallelism } from 'node:os';
 import { IoVec } from '../../formats/core/iov.ts';
-import { NO_STREAM, PLACE_WORDS, type StreamForm, type Unpack } from '../../formats/core/unpack.ts';
+import { NO_STREAM, PLACE_WORDS, type Unpack } from '../../formats/core/unpack.ts';
 import { native } from '../native/binding.ts';
 import { EBADMSG, systemError } from '../native/errno.ts';
 import { type IoQueue, ioThreads, MAX_IO_THREADS, setIoThreads, sharedIoQueue } from '../native/io-queue.ts';
-
-/** As in native/streams.h. */
-const FORMS: Record<StreamForm, number> = { deflate: 0, zstd: 1 };
+import { STREAM_FORMS } from './stream-forms.ts';
 
 /** Unpacks on a queue whose addon can do that. */
 export function unpackOn(queue: IoQueue): Unpack {
   return async (form, packed, places, outputs) => {
-    if (native?.canUnpack?.(FORMS[form]) !== true) return false;
+    if (native?.canUnpack?.(STREAM_FORMS[form]) !== true) return false;
     const list = IoVec.of(new Uint8Array(places.buffer, places.byteOffset, places.byteLength)).append(packed);
-    const result = await queue.unpack(FORMS[form], list.appendSlice(outputs, 0, outputs.byteLength));
+    const result = await queue.unpack(STREAM_FORMS[form], list.appendSlice(outputs, 0, outputs.byteLength));
     if (result < 0) throw systemError(result, 'unpack');
     for (let at = PLACE_WORDS - 1; at < places.length; at += PLACE_WORDS) {
       const done = places[at] as number;
