@@ -19,5 +19,5 @@ export const GROUPS: readonly Group[] = [
   { name: 'conformance', budgetSeconds: 420, concurrency: 2, quick: false },
   // Servers, initiators and kills: one file at a time, so that one does not starve the other's timers.
   { name: 'e2e', budgetSeconds: 1800, concurrency: 1, quick: false },
-  { name: 'bench', budgetSeconds: 120, concurrency: 1, quick: false },
+  { name: 'bench', budgetSeconds: 240, concurrency: 1, quick: false },
 ];

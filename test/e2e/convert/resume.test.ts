@@ -15,7 +15,8 @@ import { requires } from '../../support/requires.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
 
 const skip = requires.qemuIo();
-const SIZE = 64 * MiB;
+/** Packing it takes longer than what is between two checkpoints, a second. */
+const SIZE = 256 * MiB;
 
 async function sourceDisk(t: TestContext, random: Random): Promise<string> {
   const path = join(await temporaryDirectory(t), 'source.raw');
@@ -89,7 +90,7 @@ test('a full disk leaves what is done, and --resume goes on when there is room',
 }, async (t) => {
   const random = randomFor(t);
   const source = await sourceDisk(t, random);
-  const folder = await mountMemory(t, 32 * MiB);
+  const folder = await mountMemory(t, 96 * MiB);
   const target = join(folder, 'disk.qcow2');
   const args = typescript('src/cli/main.ts', 'convert', '--resume', '-O', 'qcow2', '-c', source, target);
   const full = await run(process.execPath, args);
