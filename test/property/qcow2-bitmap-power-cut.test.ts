@@ -97,7 +97,13 @@ async function changeBitmaps(random: Random, image: ChainImage, { bitmaps: model
   return model.add(fresh, granularity, enabled, () => bitmaps.addBitmap(image, fresh, { granularity, enabled }));
 }
 
-async function restructure(random: Random, image: ChainImage, workload: Workload): Promise<void> {
+/** @param before what the disk shows, when this is the session's first change */
+async function restructure(
+  random: Random,
+  image: ChainImage,
+  workload: Workload,
+  before: Uint8Array | undefined,
+): Promise<void> {
   const { model } = workload;
   const { present } = model;
   const unit = image.limits.allocationUnit;
@@ -107,7 +113,7 @@ async function restructure(random: Random, image: ChainImage, workload: Workload
       {
         const name = random.pick(present);
         const bytes = model.snapshots.get(name)?.bytes as Uint8Array;
-        workload.bitmaps.write(0, Math.max(image.size, bytes.length));
+        workload.bitmaps.write(0, Math.max(image.size, bytes.length), before);
         workload.bitmaps.cut(bytes.length); // all that the disk shows then
         return model.replace(bytes, () => applySnapshot(image, { name }));
       }
@@ -134,16 +140,18 @@ async function session(workload: Workload, random: Random): Promise<void> {
     await Promise.all(pending);
     const restructuring = random.chance(0.1);
     const changing = random.chance(0.5);
-    if (writes > 0 || changing || restructuring) {
+    const begun = (): void => {
       workload.bitmaps.begun();
       before = undefined;
-    }
+    };
+    if (writes > 0 || changing) begun();
     if (changing) await changeBitmaps(random, image, workload);
     if (!restructuring) continue;
     model.current = await readAll(image);
-    await restructure(random, image, workload).catch((error: unknown) => {
+    await restructure(random, image, workload, before).catch((error: unknown) => {
       if (codeOf(error) !== 'TOO_LARGE') throw error; // narrow refcounts cannot count many snapshots
     });
+    begun();
   }
   const shown = await readAll(image);
   await model.flush(() => image.close());

@@ -128,7 +128,9 @@ export class BitmapModel {
       if (!(requiredFrom < at)) continue;
       let end = offset + length;
       for (const cut of bitmap.cuts) {
-        if (cut.issuedAt < at && cut.issuedAt > issuedAt) end = Math.min(end, cut.from);
+        // A granule that the new end lies in still tells of what was written to it, wherever that was.
+        const kept = Math.ceil(cut.from / bitmap.granularity) * bitmap.granularity;
+        if (cut.issuedAt < at && cut.issuedAt > issuedAt) end = Math.min(end, kept);
       }
       if (end > offset) result.push({ offset, length: end - offset });
     }

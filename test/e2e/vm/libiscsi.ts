@@ -54,6 +54,13 @@ const SLOW = new RegExp(
   ].join('|')})$`,
 );
 
+/**
+ * Tests in which one initiator reserves the disk as soon as the other one's session is over. The kernel's iSCSI target answers a logout, or sees
+ * a connection end, before it takes the session and with it the reservation down: on a busy machine the reservation may still be there.
+ * Each has three tries.
+ */
+const RACES = /^ALL\.Reserve6\.(Logout|ITNexusLoss)$/;
+
 export async function tryLibiscsi(t: TestContext): Promise<void> {
   const whole = process.env.LUNETTE_WHOLE_SUITE !== undefined;
   const tests = (await suite.listTests()).filter((name) => whole || !SLOW.test(name));
@@ -63,7 +70,7 @@ export async function tryLibiscsi(t: TestContext): Promise<void> {
   await runOk('qemu-img', ['create', '-q', '-f', 'qcow2', 'disk.qcow2', String(SIZE)], { cwd: images });
   await writeFile(join(images, 'disk.raw'), '');
   await truncate(join(images, 'disk.raw'), SIZE);
-  await writeFile(join(seed, 'tests'), tests.map((name) => `${name}\n`).join(''));
+  await writeFile(join(seed, 'tests'), tests.map((name) => `${name} ${RACES.test(name) ? 3 : 1}\n`).join(''));
   const { out } = await runVm(t, 'libiscsi', { seed, seconds: whole ? 1800 : 900, cpus: 1 });
 
   const ours = await results(join(out, 'ours'));

@@ -1,6 +1,6 @@
 # libiscsi's conformance suite through the kernel's iSCSI target, on a disk of ours; what fails there runs on a disk of the kernel's own
-# (fileio) too. /mnt/tests names the tests. One process for each: version 1.19 carries state from one to the next. What each prints goes to
-# /out/ours/TEST.txt and /out/kernel/TEST.txt, and under it what it ended with and its milliseconds.
+# (fileio) too. /mnt/tests names the tests and how many tries each has. One process for each: version 1.19 carries state from one to the
+# next. What each prints goes to /out/ours/TEST.txt and /out/kernel/TEST.txt, and under it what it ended with and its milliseconds.
 . "$(dirname "$0")/configfs.sh"
 set -u
 # The kernel tells the console of each command that it refuses: thousands, and each byte of a console is slow under emulation.
@@ -27,10 +27,14 @@ run_test() {
 }
 
 run_tests() {
-  local test
-  for test in $(cat /mnt/tests); do
-    run_test ours 0 "$test" || run_test kernel 1 "$test"
-  done
+  local test tries
+  while read -r test tries; do
+    until run_test ours 0 "$test" </dev/null; do
+      tries=$((tries - 1))
+      [ $tries -gt 0 ] || { run_test kernel 1 "$test" </dev/null; break; }
+      sleep 2
+    done
+  done </mnt/tests
   # The disk is as alive as before.
   iscsi-inq iscsi://127.0.0.1/$name/0 >/dev/null
 }
