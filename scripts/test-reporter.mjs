@@ -1,5 +1,5 @@
 /**
- * Reporter for node:test: what failed, with its error and diagnostics; what was skipped, and why. The last line is
+ * Reporter for node:test: what failed, with its error and diagnostics; what was skipped, and why; which files took longest. The last line is
  * `counts PASSED FAILED SKIPPED`, for scripts/test.ts. Suites are not tests and are not counted.
  */
 
@@ -19,14 +19,26 @@ function describe(error) {
 
 const indent = (text) => text.replace(/^(?=.)/gm, '    ');
 
+/** `a/one.test.ts 12 s, b/two.test.ts 3 s`: the files that took longest. */
+function slowest(fileMs) {
+  const longest = [...fileMs].sort((a, b) => b[1] - a[1]).slice(0, 5);
+  return longest.map(([file, ms]) => `${relative(process.cwd(), file)} ${Math.round(ms / 1000)} s`).join(', ');
+}
+
 export default async function* report(events) {
   const count = { passed: 0, failed: 0, skipped: 0 };
+  const fileMs = new Map();
   let output = '';
   let justFailed = false;
   for await (const { type, data } of events) {
     if (type === 'test:stderr' || type === 'test:stdout') {
       // Kept for the failure that may follow: the output of tests that pass is noise.
       output = (output + data.message).slice(-20_000);
+    } else if (type === 'test:complete' && data.file !== undefined && resolve(data.name) === data.file) {
+      fileMs.set(data.file, data.details.duration_ms);
+    } else if (type === 'test:summary' && data.file !== undefined) {
+      // Later versions of node:test tell it so.
+      fileMs.set(data.file, data.duration_ms);
     } else if (type === 'test:diagnostic') {
       // A test's diagnostics come after its result. The seed of one that failed is what repeats it.
       if (justFailed && data.message.includes('LUNETTE_SEED=')) yield `    ${data.message}\n`;
@@ -57,5 +69,6 @@ export default async function* report(events) {
       output = '';
     }
   }
+  if (fileMs.size > 1) yield `  slowest  ${slowest(fileMs)}\n`;
   yield `counts ${count.passed} ${count.failed} ${count.skipped}\n`;
 }
