@@ -325,15 +325,38 @@ export class Qcow2File {
       corruptions.push(`${what} has the zero flag beside subclusters`);
   }
 
-  /** Free clusters for new structures: behind the end of the file. Needs refcount blocks that reach that far. */
+  /** Free clusters for new structures: behind the end of the file. Needs a refcount table that reaches that far. */
   #append(length: number): number {
-    const at = Math.ceil(this.bytes.length / this.clusterSize) * this.clusterSize;
     const clusters = Math.ceil(length / this.clusterSize);
+    this.#addRefcountBlocks(clusters);
+    const at = this.#grow(clusters);
+    for (let i = 0; i < clusters; i++) this.setRefcount(at / this.clusterSize + i, 1);
+    return at;
+  }
+
+  /** Blocks that count clusters to come, each behind the end of the file. */
+  #addRefcountBlocks(clusters: number): void {
+    const perBlock = (this.clusterSize * 8) / this.refcountBits;
+    for (let i = 0; i < clusters; i++) {
+      const cluster = Math.ceil(this.bytes.length / this.clusterSize) + i;
+      if (this.#refcountPlace(cluster) !== undefined) continue;
+      const index = Math.floor(cluster / perBlock);
+      if (index * 8 >= this.u32(56) * this.clusterSize)
+        throw new Error(`the refcount table ends before cluster ${cluster}`);
+      const block = this.#grow(1);
+      this.setU64(this.number(48) + index * 8, BigInt(block));
+      this.setRefcount(block / this.clusterSize, 1);
+      i = -1; // the file has another end
+    }
+  }
+
+  /** @returns where the new clusters are */
+  #grow(clusters: number): number {
+    const at = Math.ceil(this.bytes.length / this.clusterSize) * this.clusterSize;
     const bytes = new Uint8Array(at + clusters * this.clusterSize);
     bytes.set(this.bytes);
     this.bytes = bytes;
     this.#view = new DataView(bytes.buffer);
-    for (let i = 0; i < clusters; i++) this.setRefcount(at / this.clusterSize + i, 1);
     return at;
   }
 
