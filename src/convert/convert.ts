@@ -150,16 +150,21 @@ function prepareResumption(
 
 /** What is written stays only where another attempt can go on with it. */
 async function giveUp(staged: StagedTarget, resumption: Resumption | undefined, error: unknown): Promise<void> {
+  const lost = resumption?.lost;
   if (resumption?.worthKeeping !== true || staged.mixed) {
     await resumption?.remove();
     await staged.abort();
+    if (lost !== undefined) addHelp(error, `What was done is gone, as no checkpoint could be written: ${lost}.`);
     return;
   }
   await resumption.release();
   await staged.release();
-  if (error instanceof LunetteError) {
-    error.help ??= `What is done stays in ${staged.temporary}: the same command goes on from there.`;
-  }
+  const since = lost === undefined ? '' : ` What came after the last checkpoint is done again: ${lost}.`;
+  addHelp(error, `What is done stays in ${staged.temporary}: the same command goes on from there.${since}`);
+}
+
+function addHelp(error: unknown, text: string): void {
+  if (error instanceof LunetteError) error.help = error.help === undefined ? text : `${error.help} ${text}`;
 }
 
 /** A conversion that could have been continued, and is not to be: its files are taken over, and emptied. */
@@ -292,6 +297,7 @@ async function writeImage(
           },
       checkpoints: resumption,
     });
+    await resumption?.finish(source.size);
     failed = false;
   } finally {
     await encoder?.close();

@@ -5,6 +5,7 @@ import { IoVec } from '../../formats/index.ts';
 import { ChunkMemory } from './chunk-memory.ts';
 import { type DiskSource, listOf, readDisk } from './disk.ts';
 import type { UnitEncoder } from './encoder.ts';
+import type { DigestMark } from './range-digest.ts';
 import { type Chunk, ChunkJoiner, type DataRun, dataRuns } from './runs.ts';
 import { SHORTEST_TRANSFER, transferRun } from './transfer.ts';
 import { equalUnits, zeroParts } from './zero-parts.ts';
@@ -56,6 +57,10 @@ export interface Checkpoints {
   due(): boolean;
   /** Everything before a guest offset, a multiple of the target's units, is written and was observed. The copy goes on afterwards. */
   reach(done: number): Promise<void>;
+  /** Asked before a piece that begins there is observed. @returns that place, or one a little before it */
+  mark(offset: number): DigestMark;
+  /** The copy has failed, and nothing is in flight: everything before the mark is written. Never throws. */
+  last(mark: DigestMark): Promise<void>;
 }
 
 interface Pending {
@@ -93,6 +98,10 @@ class DiskCopy {
   readonly #written: (Promise<void> | undefined)[];
   #turn = 0;
   #failure: unknown;
+  /** What was observed ends there. */
+  #observed = 0;
+  /** Where the first piece begins that was observed and not written. */
+  #failedAt: DigestMark | undefined;
 
   constructor(source: DiskSource, target: Image, options: CopyOptions) {
     this.#source = source;
@@ -124,10 +133,26 @@ class DiskCopy {
     try {
       await this.#copy();
       await this.#settle();
+    } catch (error) {
+      await this.#end();
+      await this.#lastCheckpoint();
+      throw error;
     } finally {
-      await Promise.allSettled([...this.#reads.map(({ reading }) => reading), ...this.#writes]);
+      await this.#end();
     }
     if (this.#failure !== undefined) throw this.#failure;
+  }
+
+  /** Waits for all that is in flight, whatever comes of it. */
+  async #end(): Promise<void> {
+    await Promise.allSettled([...this.#reads.map(({ reading }) => reading), ...this.#writes]);
+  }
+
+  /** What is whole of a copy that failed is of use. */
+  async #lastCheckpoint(): Promise<void> {
+    const { checkpoints } = this.#options;
+    if (checkpoints === undefined || this.#observed === 0) return;
+    await checkpoints.last(this.#failedAt ?? checkpoints.mark(this.#observed));
   }
 
   async #copy(): Promise<void> {
@@ -222,18 +247,24 @@ class DiskCopy {
   async #write({ chunk, buffer, reading }: Pending): Promise<void> {
     if (reading !== undefined) await reading;
     this.#check();
-    const { observe, checkpoints, encoder, overBacking } = this.#options;
-    await observe?.(chunk.offset, buffer.subarray(0, chunk.length));
+    const { observe, checkpoints } = this.#options;
+    const mark = checkpoints?.mark(chunk.offset);
     let work: Promise<void> | undefined;
-    if (encoder !== undefined) work = this.#storeCompressed(chunk, buffer, encoder);
-    else if (overBacking === true) work = this.#storeChanges(chunk, buffer);
-    else work = this.#storeParts(chunk, buffer, this.#options.targetIsZero);
+    try {
+      this.#observed = chunk.offset + chunk.length;
+      await observe?.(chunk.offset, buffer.subarray(0, chunk.length));
+      work = this.#store(chunk, buffer);
+    } catch (error) {
+      this.#failed(mark);
+      throw error;
+    }
     if (work === undefined) {
       this.#finished(chunk, buffer);
     } else {
       const tracked: Promise<void> = work
         .catch((error: unknown) => {
           this.#failure ??= error;
+          this.#failed(mark);
         })
         .finally(() => {
           this.#writes.delete(tracked);
@@ -244,6 +275,18 @@ class DiskCopy {
     if (checkpoints?.due() !== true) return;
     await this.#settle();
     await checkpoints.reach(chunk.offset + chunk.length);
+  }
+
+  /** @returns undefined when it is stored already */
+  #store(chunk: Chunk, buffer: Uint8Array): Promise<void> | undefined {
+    const { encoder, overBacking, targetIsZero } = this.#options;
+    if (encoder !== undefined) return this.#storeCompressed(chunk, buffer, encoder);
+    if (overBacking === true) return this.#storeChanges(chunk, buffer);
+    return this.#storeParts(chunk, buffer, targetIsZero);
+  }
+
+  #failed(mark: DigestMark | undefined): void {
+    if (mark !== undefined && mark.done < (this.#failedAt?.done ?? Number.POSITIVE_INFINITY)) this.#failedAt = mark;
   }
 
   #finished(chunk: Chunk, buffer: Uint8Array): void {

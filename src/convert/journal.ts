@@ -1,6 +1,7 @@
 import { constants } from 'node:fs';
 import { type FileHandle, open, stat, unlink } from 'node:fs/promises';
 import { fromSystemError } from '../../formats/core/errors.ts';
+import { MiB } from '../../formats/core/units.ts';
 
 /** What a conversion was, as far as another one must be the same to go on with it. */
 export interface JournalHead {
@@ -37,6 +38,14 @@ export const JOURNAL_VERSION = 1;
 /** A journal that is larger is none of ours: one point a second makes a megabyte in three hours. */
 const MAX_JOURNAL = 256 * 1024 * 1024;
 
+/**
+ * Bytes that are kept free behind the last line, for lines to come and for what a full disk must take so that the last one is true: the tables of
+ * an image since the checkpoint before, some hundred KiB.
+ */
+const RESERVE = 1 * MiB;
+/** What stays of that for a last line. */
+const LAST_LINE = 4096;
+
 /** A file of JSON lines beside a target: how far its conversion is. What follows the last whole line does not count. */
 export class Journal {
   readonly path: string;
@@ -51,7 +60,7 @@ export class Journal {
     this.#length = length;
   }
 
-  /** Begins a journal anew, with what was proven of one before. Durable where `sync`. */
+  /** Begins a journal anew, with what was proven of one before. Durable where `sync`. What of an old one still holds is not written again. */
   static async begin(
     path: string,
     head: JournalHead,
@@ -59,9 +68,13 @@ export class Journal {
     sync: boolean,
   ): Promise<Journal> {
     try {
-      // Over an old one: what is cut first is never taken for whole lines of the new one.
-      const journal = new Journal(path, await openNew(path), sync, 0);
-      await journal.#append([head, ...points].map((each) => `${JSON.stringify(each)}\n`).join(''));
+      const text = [head, ...points].map((each) => `${JSON.stringify(each)}\n`).join('');
+      // On a full disk an old one that is cut first might not come back.
+      const length = (await readText(path))?.startsWith(text) === true ? Buffer.byteLength(text) : 0;
+      // What is cut first is never taken for whole lines of the new one.
+      const journal = new Journal(path, await openNew(path, length), sync, length);
+      if (length === 0) await journal.#append(text);
+      await journal.#reserve();
       return journal;
     } catch (error) {
       throw fromSystemError(error, 'cannot keep a journal', { path });
@@ -85,8 +98,23 @@ export class Journal {
     }
   }
 
+  /** Gives the disk back what was reserved, but for a last line. Never throws. */
+  async makeRoom(): Promise<void> {
+    await this.#handle.truncate(this.#length + LAST_LINE).catch(() => undefined);
+  }
+
   async close(): Promise<void> {
+    await this.#handle.truncate(this.#length).catch(() => undefined);
     await this.#handle.close();
+  }
+
+  /** Zeros behind the last line are no line. A disk without so much room may still take the image. */
+  async #reserve(): Promise<void> {
+    try {
+      await this.#handle.write(new Uint8Array(RESERVE), 0, RESERVE, this.#length);
+    } catch {
+      await this.#handle.truncate(this.#length);
+    }
   }
 
   async #append(text: string): Promise<void> {
@@ -140,10 +168,20 @@ export async function inodeOf(path: string): Promise<string | undefined> {
   return found === undefined ? undefined : String(found.ino);
 }
 
-/** What is there and no file, as a link that somebody put there, is not written through. */
-async function openNew(path: string): Promise<FileHandle> {
-  const { O_WRONLY, O_CREAT, O_TRUNC, O_NOFOLLOW, O_NONBLOCK } = constants;
-  return open(path, O_WRONLY | O_CREAT | O_TRUNC | O_NOFOLLOW | O_NONBLOCK, 0o600);
+/**
+ * Opens a file for writing, and leaves so many bytes of what is there. What is there and no file, as a link that somebody put there, is not
+ * written through.
+ */
+async function openNew(path: string, length: number): Promise<FileHandle> {
+  const { O_WRONLY, O_CREAT, O_NOFOLLOW, O_NONBLOCK } = constants;
+  const handle = await open(path, O_WRONLY | O_CREAT | O_NOFOLLOW | O_NONBLOCK, 0o600);
+  try {
+    if ((await handle.stat()).isFile()) await handle.truncate(length);
+    return handle;
+  } catch (error) {
+    await handle.close();
+    throw error;
+  }
 }
 
 /** Removes a journal. @returns whether there was one */

@@ -4,6 +4,12 @@ import { isZero } from '../io/native.ts';
 
 const BLOCK = 1 * MiB;
 
+/** All that was added before an offset, and the digest of it. */
+export interface DigestMark {
+  readonly done: number;
+  digest(): string;
+}
+
 /**
  * SHA-256 of what a part of a disk holds, from its pieces in order, however they were cut: of each block of 1 MiB that is not all zeros, its number
  * and its bytes. What is left out counts as zeros, and costs nothing.
@@ -34,10 +40,22 @@ export class RangeDigest {
     }
   }
 
-  /** @returns 64 hexadecimal digits. Nothing may be added afterwards */
+  /** @returns 64 hexadecimal digits. What is added afterwards must be of another block */
   finish(): string {
     this.#endPart();
-    return this.#hash.digest('hex');
+    return this.#hash.copy().digest('hex');
+  }
+
+  /**
+   * What finish() would say here, or at the begin of the block in which `offset` is, when that came in part: as little is kept as can be.
+   *
+   * @param offset behind all that was added
+   */
+  mark(offset: number): DigestMark {
+    const block = Math.floor(offset / BLOCK);
+    if (block !== this.#block) this.#endPart();
+    const hash = this.#hash.copy();
+    return { done: this.#block < 0 ? offset : block * BLOCK, digest: () => hash.copy().digest('hex') };
   }
 
   #endPart(): void {

@@ -25,7 +25,7 @@ import {
   removeJournal,
 } from './journal.ts';
 import { countProven, type ProofOptions } from './proof.ts';
-import { RangeDigest } from './range-digest.ts';
+import { type DigestMark, RangeDigest } from './range-digest.ts';
 import type { DataRun } from './runs.ts';
 import { identityOf } from './source-identity.ts';
 import { type StagedTarget, temporaryName } from './staging.ts';
@@ -77,6 +77,9 @@ export class Resumption implements Checkpoints {
   readonly #head: JournalHead;
   #journal: Journal | undefined;
   #points = 0;
+  /** Guest offset of the last point. */
+  #done = 0;
+  #lost: unknown;
   #digest = new RangeDigest();
   #image: Image | undefined;
   #next = 0;
@@ -103,6 +106,11 @@ export class Resumption implements Checkpoints {
   /** Whether another attempt could go on from what is there. */
   get worthKeeping(): boolean {
     return this.#points > 0;
+  }
+
+  /** Why what was done since the last checkpoint is lost. */
+  get lost(): string | undefined {
+    return this.#lost instanceof Error ? this.#lost.message : undefined;
   }
 
   /**
@@ -165,6 +173,7 @@ export class Resumption implements Checkpoints {
     await this.#journal?.close();
     this.#image = image;
     this.#points = points.length;
+    this.#done = points.at(-1)?.done ?? 0;
     this.#journal = await Journal.begin(this.#path, { ...this.#head, files: staged.furtherFiles }, points, sync);
     this.#next = this.#due(0);
   }
@@ -179,11 +188,47 @@ export class Resumption implements Checkpoints {
 
   async reach(done: number): Promise<void> {
     const start = performance.now();
+    await this.#note({ done, digest: () => this.#digest.finish() });
+    this.#next = this.#due(performance.now() - start);
+  }
+
+  mark(offset: number): DigestMark {
+    return this.#digest.mark(offset);
+  }
+
+  /** The copy failed: what of it is whole is noted, where the disk takes it. Never throws. */
+  async last(mark: DigestMark): Promise<void> {
+    if (mark.done <= this.#done) return;
+    await this.#journal?.makeRoom();
+    try {
+      await this.#note(mark);
+    } catch (error) {
+      this.#lost = error;
+    }
+  }
+
+  /**
+   * All is written: it is noted before the image is closed, so that whatever fails from here on costs little.
+   *
+   * @throws {LunetteError} what flushing throws
+   */
+  async finish(size: number): Promise<void> {
+    if (size <= this.#done) return;
+    await this.#journal?.makeRoom();
+    try {
+      await this.#note({ done: size, digest: () => this.#digest.finish() });
+    } catch (error) {
+      this.#lost = error;
+      throw error;
+    }
+  }
+
+  async #note(mark: DigestMark): Promise<void> {
     await this.#image?.flush();
-    await this.#journal?.add({ done, digest: this.#digest.finish() });
+    await this.#journal?.add({ done: mark.done, digest: mark.digest() });
+    this.#done = mark.done;
     this.#points++;
     this.#digest = new RangeDigest();
-    this.#next = this.#due(performance.now() - start);
   }
 
   #due(lasted: number): number {

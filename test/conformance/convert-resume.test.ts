@@ -2,10 +2,10 @@
 
 import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
-import { open, readdir, readFile, utimes, writeFile } from 'node:fs/promises';
+import { open, readdir, readFile, statfs, unlink, utimes, writeFile } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { type TestContext, test } from 'node:test';
-import { LunetteError } from '../../formats/core/errors.ts';
+import { LunetteError, StorageError } from '../../formats/core/errors.ts';
 import type { IoVec } from '../../formats/core/iov.ts';
 import { MiB } from '../../formats/core/units.ts';
 import type { ChainImage, StorageOpener } from '../../formats/index.ts';
@@ -13,6 +13,8 @@ import { type ConvertOptions, convertImage } from '../../src/convert/convert.ts'
 import type { DiskSource } from '../../src/convert/disk.ts';
 import { openStorage as openNative } from '../../src/io/open-storage.ts';
 import { createHost } from '../../src/open/host.ts';
+import { mountMade, mountMemory } from '../support/mounts.ts';
+import { runOk } from '../support/process.ts';
 import { qemu } from '../support/qemu.ts';
 import { type Random, randomFor } from '../support/random.ts';
 import { requires } from '../support/requires.ts';
@@ -86,8 +88,8 @@ async function attempt({ target, disk, options }: Attempt) {
       target,
       parallel: 2,
       sync: false,
-      resume: { names: ['source'], everyMs: 0, say: (text) => said.push(text) },
       ...options,
+      resume: { names: ['source'], everyMs: 0, ...options.resume, say: (text) => said.push(text) },
     });
     return { said, result };
   } catch (error) {
@@ -154,6 +156,159 @@ for (const [name, given] of Object.entries(TARGETS)) {
     assert.equal(await qemu.compare(target, path, '-f', options.format, '-F', 'raw'), true);
     if (options.format !== 'raw') await qemu.assertClean(target);
     assert.deepEqual(await left(folder, /lunette/), []);
+  });
+}
+
+/** No checkpoint is due before it fails. */
+const LATE = { names: ['source'], everyMs: 1e9 };
+
+for (const [name, given] of Object.entries(TARGETS)) {
+  test(`${name}: a conversion that fails before its first checkpoint is continued from where it failed`, {
+    skip,
+  }, async (t) => {
+    const random = randomFor(t);
+    const folder = await temporaryDirectory(t);
+    const { path } = await sourceDisk(await temporaryDirectory(t), random);
+    const target = join(folder, 'disk.img');
+    const values = given.values?.data_file === undefined ? given.values : { data_file: join(folder, 'disk.data') };
+    const disk = await openSource(t, path);
+    disk.failAfter = SIZE * (0.3 + 0.6 * random.fraction());
+    const { error } = await attempt({ target, disk, options: { ...given, values, resume: LATE } });
+    assert.match(String(error), /the cable is out/);
+    assert.match(error?.help ?? '', /^What is done stays in .*: the same command goes on from there\.$/);
+    const second = await openSource(t, path);
+    const { said, error: none } = await attempt({ target, disk: second, options: { ...given, values } });
+    assert.equal(none, undefined);
+    assert.match(said.join('\n'), /^goes on where an earlier conversion ended, at \d+ %/);
+    // What was read ahead of the failure, and the block of 1 MiB in which it was, are read again.
+    const again = SIZE - disk.failAfter + 5 * MiB;
+    assert.ok(second.bytesRead <= again, `${second.bytesRead} bytes were read again, not ${again}`);
+    assert.equal(await qemu.compare(target, path, '-f', given.format, '-F', 'raw'), true);
+    if (given.format !== 'raw') await qemu.assertClean(target);
+    assert.deepEqual(await left(folder, /lunette/), []);
+  });
+}
+
+/** Fails all writes to hidden files from the nth on, as a disk with a bad place does; opens everything else as it is. */
+function failingWrites(after: number): StorageOpener {
+  let writes = 0;
+  return async (file, options) => {
+    const storage = await openNative(file, options);
+    if (!file.endsWith('.lunette-new')) return storage;
+    const writev = storage.writev.bind(storage);
+    storage.tryWritev = () => false;
+    storage.writev = async (offset, iov) => {
+      if (iov.byteLength >= MiB / 8 && ++writes > after && writes < after + 4) {
+        throw new StorageError('IO', 'a bad place', { path: file });
+      }
+      await writev(offset, iov);
+    };
+    return storage;
+  };
+}
+
+for (const name of ['raw', 'qcow2', 'compressed qcow2', 'VDI', 'VMDK'] as const) {
+  test(`${name}: only what is written before the first write that fails is believed of a conversion`, {
+    skip,
+  }, async (t) => {
+    const random = randomFor(t);
+    const given = TARGETS[name] as (typeof TARGETS)[string];
+    const folder = await temporaryDirectory(t);
+    const { path } = await sourceDisk(await temporaryDirectory(t), random);
+    const target = join(folder, 'disk.img');
+    for (let round = 0; round < 4; round++) {
+      const openStorage = failingWrites(4 + random.below(24));
+      const options = { ...given, parallel: 8, openStorage, resume: LATE };
+      const { error } = await attempt({ target, disk: await openSource(t, path), options });
+      assert.match(String(error), /a bad place/);
+      assert.match(error?.help ?? '', /the same command goes on from there\.$/);
+      const { said, error: none } = await attempt({ target, disk: await openSource(t, path), options: given });
+      assert.equal(none, undefined);
+      assert.match(said.join('\n'), /^goes on where an earlier conversion ended, at \d+ %/);
+      assert.equal(await qemu.compare(target, path, '-f', given.format, '-F', 'raw'), true);
+      if (given.format !== 'raw') await qemu.assertClean(target);
+      assert.deepEqual(await readdir(folder), ['disk.img']);
+    }
+  });
+}
+
+test('a conversion that is interrupted before its first checkpoint, or when all is written, is continued', {
+  skip,
+}, async (t) => {
+  const random = randomFor(t);
+  const folder = await temporaryDirectory(t);
+  const { path } = await sourceDisk(await temporaryDirectory(t), random);
+  const target = join(folder, 'disk.qcow2');
+  for (const [compress, at] of [
+    [false, 0.5],
+    [true, 0.5],
+    [false, 1],
+  ] as const) {
+    const stop = new AbortController();
+    const progress = (done: number): void => {
+      if (at < 1 && done >= SIZE * at) stop.abort();
+    };
+    const settle = async (): Promise<void> => {
+      throw new LunetteError('ABORTED', 'interrupted');
+    };
+    const options = { format: 'qcow2', compress, signal: stop.signal, progress, settle, resume: LATE };
+    const { error } = await attempt({ target, disk: await openSource(t, path), options });
+    assert.equal(error?.code, 'ABORTED');
+    assert.match(error.help ?? '', /the same command goes on from there\.$/);
+    const second = await openSource(t, path);
+    const { said } = await attempt({ target, disk: second, options: { format: 'qcow2', compress } });
+    assert.match(said.join('\n'), at === 1 ? /^goes on .* at 100 %/ : /^goes on .* at [3-9]\d %/);
+    if (at === 1) assert.equal(second.bytesRead, 0);
+    assert.equal(await qemu.compare(target, path, '-f', 'qcow2', '-F', 'raw'), true);
+    await qemu.assertClean(target);
+  }
+});
+
+/** File systems with so little room that no target fits, and how to give them more. */
+const SMALL: Readonly<
+  Record<string, (t: TestContext, room: number) => Promise<{ folder: string; makeRoom(): Promise<void> }>>
+> = {
+  tmpfs: async (t, room) => {
+    const folder = await mountMemory(t, room);
+    return { folder, makeRoom: () => runOk('mount', ['-o', 'remount,size=64m', folder]).then(() => undefined) };
+  },
+  ext4: async (t, room) => {
+    const folder = await mountMade(t, 'mkfs.ext4', 80 * MiB);
+    if (folder === undefined) return { folder: '', makeRoom: async () => undefined };
+    const { bavail, bsize } = await statfs(folder);
+    const ballast = join(folder, 'ballast');
+    await writeFile(ballast, Buffer.alloc(bavail * bsize - room, 1));
+    return { folder, makeRoom: () => unlink(ballast) };
+  },
+};
+
+for (const [kind, small] of Object.entries(SMALL)) {
+  test(`a disk (${kind}) that is full before the first checkpoint keeps what is done, and so does a second time`, {
+    skip: skip || requires.root(),
+  }, async (t) => {
+    const random = randomFor(t);
+    const { path } = await sourceDisk(await temporaryDirectory(t), random);
+    const names = ['raw', 'qcow2', 'qcow2 version 2 in small clusters', 'compressed qcow2', 'VDI', 'VMDK'] as const;
+    for (const name of names) {
+      const { folder, makeRoom } = await small(t, (name === 'compressed qcow2' ? 12 : 24) * MiB);
+      if (folder === '') return t.diagnostic(`no ${kind} can be made here`);
+      const target = join(folder, 'disk.img');
+      const given = TARGETS[name] as (typeof TARGETS)[string];
+      const options = { ...given, sync: true, resume: LATE };
+      for (const begun of [false, true]) {
+        const full = await attempt({ target, disk: await openSource(t, path), options });
+        assert.equal(full.error?.code, 'NO_SPACE', name);
+        assert.match(full.error.help ?? '', /What is done stays in .*: the same command goes on from there\./, name);
+        if (begun) assert.match(full.said.join('\n'), /^goes on where/, name);
+      }
+      await makeRoom();
+      const { said, error } = await attempt({ target, disk: await openSource(t, path), options });
+      assert.equal(error, undefined, name);
+      assert.match(said.join('\n'), /^goes on where an earlier conversion ended, at [2-9]\d %/, name);
+      assert.equal(await qemu.compare(target, path, '-f', given.format, '-F', 'raw'), true);
+      if (given.format !== 'raw') await qemu.assertClean(target);
+      assert.deepEqual(await left(folder, /lunette/), []);
+    }
   });
 }
 

@@ -85,6 +85,28 @@ for (const signal of ['SIGKILL', 'SIGINT'] as const) {
   });
 }
 
+test('SIGTERM before the first checkpoint leaves what is done, and --resume goes on', { skip }, async (t) => {
+  const source = await sourceDisk(t, randomFor(t));
+  const folder = await temporaryDirectory(t);
+  const target = join(folder, 'disk.qcow2');
+  const args = typescript('src/cli/main.ts', 'convert', '--resume', '-O', 'qcow2', '-c', source, target);
+  const running = start(t, process.execPath, args);
+  const written = async (): Promise<number> =>
+    (await stat(join(folder, '.disk.qcow2.lunette-new')).catch(() => undefined))?.size ?? 0;
+  while (!running.ended && (await written()) < 6 * MiB) await sleep(5);
+  const { status } = await running.stop('SIGTERM', 60_000);
+  assert.equal(status, 1, running.stderr);
+  assert.match(
+    running.stderr,
+    /interrupted \(ABORTED\)\nWhat is done stays in .*: the same command goes on from there\./,
+  );
+  const rest = await run(process.execPath, args);
+  assert.equal(rest.status, 0, rest.stderr);
+  assert.match(rest.stderr, /goes on where an earlier conversion ended, at \d+ %/);
+  assert.equal(await qemu.compare(target, source, '-f', 'qcow2', '-F', 'raw'), true);
+  assert.deepEqual(await readdir(folder), ['disk.qcow2']);
+});
+
 test('a full disk leaves what is done, and --resume goes on when there is room', {
   skip: skip || requires.root(),
 }, async (t) => {

@@ -1,6 +1,17 @@
 import assert from 'node:assert/strict';
 import { execFile } from 'node:child_process';
-import { appendFile, mkdir, readFile, rename, rmdir, symlink, truncate, unlink, writeFile } from 'node:fs/promises';
+import {
+  appendFile,
+  mkdir,
+  readFile,
+  rename,
+  rmdir,
+  stat,
+  symlink,
+  truncate,
+  unlink,
+  writeFile,
+} from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { promisify } from 'node:util';
@@ -35,6 +46,25 @@ test('a journal says again what was noted in it', async (t) => {
     ],
     whole: undefined,
   });
+});
+
+test('a journal of which nothing is to change is not cut before it is gone on with', async (t) => {
+  const path = join(await temporaryDirectory(t), 'journal');
+  const points = [
+    { done: 5, digest: digest('a') },
+    { done: 10, digest: digest('b') },
+  ];
+  await (await Journal.begin(path, HEAD, points, false)).close();
+  const before = await stat(path);
+  const text = await readFile(path, 'utf8');
+  // Only its first point was proven.
+  const again = await Journal.begin(path, HEAD, points.slice(0, 1), false);
+  assert.ok((await readFile(path, 'utf8')).startsWith(text.slice(0, text.indexOf('{"done":10'))));
+  await again.add({ done: 7, digest: digest('c') });
+  assert.deepEqual((await readJournal(path))?.points, [points[0], { done: 7, digest: digest('c') }]);
+  await again.close();
+  assert.equal((await stat(path)).ino, before.ino);
+  assert.doesNotMatch(await readFile(path, 'utf8'), /\0/);
 });
 
 test('what follows the last whole and sensible line of a journal does not count', async (t) => {
