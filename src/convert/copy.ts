@@ -345,6 +345,17 @@ class DiskCopy {
   }
 
   async #storeCompressed(chunk: Chunk, buffer: Uint8Array, encoder: UnitEncoder): Promise<void> {
+    // Of a target that goes on behind the source, the last unit keeps what it has there: it is not made anew.
+    const end = chunk.offset + chunk.length;
+    const whole = end < this.#target.size ? Math.max(chunk.offset, alignDown(end, encoder.unit)) : end;
+    if (whole > chunk.offset) await this.#storeWhole({ ...chunk, length: whole - chunk.offset }, buffer, encoder);
+    if (whole < end) {
+      const rest = { offset: whole, length: end - whole };
+      await this.#storeParts(rest, buffer.subarray(whole - chunk.offset), this.#options.targetIsZero);
+    }
+  }
+
+  async #storeWhole(chunk: Chunk, buffer: Uint8Array, encoder: UnitEncoder): Promise<void> {
     const encoding = encoder.encode(buffer, chunk.length);
     encoding.catch(() => undefined);
     const turn = this.#stored;

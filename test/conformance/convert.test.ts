@@ -139,18 +139,20 @@ test('several disks become one, a snapshot becomes a disk', { skip }, async (t) 
   assert.deepEqual(await readFile(at('first.raw')), Buffer.alloc(MiB, 1));
 });
 
-test('-n writes over what is there, zeros too, and leaves what is behind', { skip }, async (t) => {
+test('-n writes over what is there, zeros too, and leaves what is behind, also within a cluster', {
+  skip,
+}, async (t) => {
   const source = await sourceDisk(t, 'qcow2');
-  for (const format of ['raw', 'qcow2']) {
+  for (const [format, ...args] of [['raw'], ['qcow2'], ['qcow2', '-c']] as const) {
     const target = await qemu.create(t, { format, size: 12 * MiB });
     await qemu.io(target, 'write -P 0xee 0 12M');
-    await convert('-n', '-O', format, source, target);
+    await convert('-n', '-O', format, ...args, source, target);
     const wanted = join(await temporaryDirectory(t), 'wanted.raw');
     await qemu.convert(source, wanted, '-O', 'raw');
     await qemu.img('resize', '-q', '-f', 'raw', wanted, String(12 * MiB));
     const tail = 12 * MiB - SIZE;
     await runOk('qemu-io', ['-f', 'raw', '-c', `write -P 0xee ${SIZE} ${tail}`, wanted]);
-    assert.equal(await qemu.compare(target, wanted, '-f', format, '-F', 'raw'), true, format);
+    assert.equal(await qemu.compare(target, wanted, '-f', format, '-F', 'raw'), true, `${format} ${args}`);
   }
   const small = await qemu.create(t, { format: 'raw', size: MiB });
   const refused = await cli('convert', '-n', '-O', 'raw', source, small);
