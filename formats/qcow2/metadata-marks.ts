@@ -32,7 +32,7 @@ export async function markMetadata(image: MarkedImage): Promise<{ metadata: Meta
   const brokenTables = markL2Tables(image.l1, metadata, clusterSize);
   // Last: what a snapshot shares with the disk is no conflict.
   for (const table of inactive) {
-    for (let i = 0; i < table.entries; i++) {
+    for (let i = table.nextUsed(0); i < table.entries; i = table.nextUsed(i + 1)) {
       const target = table.target(i);
       if (target > 0) addInFile(image.storage, metadata, target, clusterSize);
     }
@@ -57,7 +57,7 @@ function markTables({ storage, header, l1, snapshotTable, refcountTable }: Marke
   if (crypto !== undefined) claim(crypto.offset, crypto.length, 'encryption header', crypto.at);
   if (l1.byteLength > 0) claim(l1.offset, l1.byteLength, 'L1 table', 40);
   if (snapshotTable.byteLength > 0) claim(snapshotTable.offset, snapshotTable.byteLength, 'snapshot table', 64);
-  for (let i = 0; i < refcountTable.entries; i++) {
+  for (let i = refcountTable.nextUsed(0); i < refcountTable.entries; i = refcountTable.nextUsed(i + 1)) {
     const block = refcountTable.checkedTarget(i);
     if (block === 0) continue;
     const at = refcountTable.offset + i * 8;
@@ -109,7 +109,7 @@ async function markSnapshotL1(image: MarkedImage, metadata: MetadataMap): Promis
 /** The active L2 tables. @returns L1 entries that point to what is something else already */
 function markL2Tables(l1: PointerTable, metadata: MetadataMap, clusterSize: number): Set<number> {
   const broken = new Set<number>();
-  for (let i = 0; i < l1.entries; i++) {
+  for (let i = l1.nextUsed(0); i < l1.entries; i = l1.nextUsed(i + 1)) {
     const table = l1.target(i);
     if (table <= 0) continue;
     if (metadata.has(table / clusterSize) || !Number.isSafeInteger(table + clusterSize)) broken.add(i);

@@ -76,6 +76,21 @@ export class PointerTable {
     });
   }
 
+  /** The first entry from `index` on that has any bit set; `entries` when none has. Most tables are mostly empty. */
+  nextUsed(index: number): number {
+    const bytes = this.#bytes;
+    let at = index * ENTRY;
+    if (bytes.byteOffset % 4 === 0) {
+      const words = new Uint32Array(bytes.buffer, bytes.byteOffset, bytes.length / 4);
+      let word = at / 4;
+      while (word < words.length && words[word] === 0) word++;
+      at = word * 4;
+    } else {
+      while (at < bytes.length && bytes[at] === 0) at++;
+    }
+    return Math.floor(at / ENTRY);
+  }
+
   copied(index: number): boolean {
     return (getU32(this.#bytes, index * ENTRY) & COPIED) !== 0;
   }
