@@ -7,6 +7,7 @@
 import { readFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
+import { setFlagsFromString } from 'node:v8';
 import { Script, type ScriptOptions } from 'node:vm';
 
 const filename = fileURLToPath(new URL('../../program/lunette.cjs', import.meta.url));
@@ -18,4 +19,8 @@ try {
 }
 // All of it is ASCII, which latin1 need not look for.
 const program = new Script(readFileSync(filename, 'latin1'), options);
+// Commands that leave the bytes to native code are over before optimized code has paid for itself, and V8's compiling threads take the cores
+// from the copying. What is really hot is optimized all the same, some milliseconds later. Behind the Script: other flags, no cached code.
+const brief = ['convert', 'compare', 'checksum'].some((command) => process.argv.includes(command, 2));
+if (brief && /^v(20|22|24)\./.test(process.version)) setFlagsFromString('--interrupt-budget=2000000');
 program.runInThisContext()(createRequire(filename), { exports: {} });

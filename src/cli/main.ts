@@ -4,6 +4,8 @@ import { processContext } from './context.ts';
 import { runCli } from './program.ts';
 
 process.title = 'lunette';
+// When nothing is left to do: taking the heap apart piece by piece is for nobody.
+process.once('beforeExit', (status) => process.exit(status));
 const context = processContext();
 /** Settles when the command has ended. */
 export const ended = runCli(process.argv.slice(2), context).then((status) => {
