@@ -7,8 +7,11 @@ import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import { benchmarks, runBenchmark } from '../test/support/bench.ts';
+import { ensureBuilt } from '../test/support/built.ts';
 import { seedOfRun } from '../test/support/random.ts';
 
+// They measure what users run.
+ensureBuilt();
 const folder = fileURLToPath(new URL('../test/bench', import.meta.url));
 const words = process.argv.slice(2).filter((word) => !word.startsWith('--'));
 const smoke = process.argv.includes('--smoke');

@@ -1,36 +1,57 @@
-/** Compiles formats/ and src/ into dist/ and bundles the program. dist/ is emptied first: a file that was renamed must not live on in a package. */
+/**
+ * Compiles formats/ and src/ into dist/ and bundles the program. dist/ is made anew, so that a file that was renamed does not live on in a package,
+ * and replaced when all is done: what runs from it meanwhile finds one of the two whole.
+ * With --if-stale only when the sources are others than those that dist/ was built from.
+ */
 
 import { spawnSync } from 'node:child_process';
-import { chmodSync, copyFileSync, existsSync, mkdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  chmodSync,
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  renameSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
+import { digestOfSources, isFresh, markFresh } from './freshness.mjs';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
-const program = `${root}dist/src/cli/main.js`;
+const dist = `${root}dist`;
+const made = `${root}dist.new`;
+const program = `${made}/src/cli/main.js`;
 const { dependencies, optionalDependencies } = JSON.parse(readFileSync(`${root}package.json`, 'utf8'));
 const packages = Object.keys({ ...dependencies, ...optionalDependencies });
 
 // `npx lunette` in a checkout links the package into a cache of npx and runs its scripts, once. That is no reason to build
 // anew under a running server; and a failure here would leave that cache broken for good.
 if (process.env.npm_command === 'exec') {
-  if (!existsSync(program)) console.error('lunette: not built yet: run npm ci first');
+  if (!existsSync(`${dist}/src/cli/main.js`)) console.error('lunette: not built yet: run npm ci first');
   process.exit(0);
 }
 
 // The inner installation of build-addon.mjs leaves this to the outer one.
 if (process.env.LUNETTE_INSTALLING === '1') process.exit(0);
 
+if (process.argv.includes('--if-stale') && isFresh()) process.exit(0);
+const digest = digestOfSources();
+
 const tsc = createRequire(import.meta.url).resolve('typescript/bin/tsc');
-rmSync(`${root}dist`, { recursive: true, force: true });
-const done = spawnSync(process.execPath, [tsc, '-p', root], { stdio: 'inherit' });
+rmSync(made, { recursive: true, force: true });
+const done = spawnSync(process.execPath, [tsc, '-p', root, '--outDir', made], { stdio: 'inherit' });
 if (done.status !== 0) process.exit(done.status ?? 1);
 
 // The program once more, in one file: loading a hundred and seventy takes longer than what most commands do. It is a script, not a module: only
 // scripts can be compiled ahead of time (code-cache.mjs), and main.js becomes what runs it. The library stays as it is.
 const common = {
-  outdir: `${root}dist/program`,
+  // Names of files in it are relative to this.
+  absWorkingDir: made,
+  outdir: `${made}/program`,
   bundle: true,
   platform: 'node',
   target: 'node20',
@@ -55,20 +76,20 @@ await build({
   footer: { js: '})' },
 });
 // It is read as ASCII (launch.ts). esbuild writes it so, but for what is in tagged templates.
-const bundle = `${root}dist/program/lunette.cjs`;
+const bundle = `${made}/program/lunette.cjs`;
 const escaped = (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`;
 writeFileSync(bundle, readFileSync(bundle, 'utf8').replace(/[\u0080-\uffff]/g, escaped));
 // Threads and child processes are started by their files' names, beside whoever starts them.
-const beside = (name) => ({ in: `${root}dist/src/${name}.js`, out: name.replace(/^.*\//, '') });
+const beside = (name) => ({ in: `${made}/src/${name}.js`, out: name.replace(/^.*\//, '') });
 await build({
   ...common,
   entryPoints: [beside('convert/encoder-worker'), beside('lio/provision-child')],
   format: 'esm',
   packages: 'external',
 });
-copyFileSync(`${root}dist/src/cli/launch.js`, program);
+copyFileSync(`${made}/src/cli/launch.js`, program);
 chmodSync(program, 0o755);
-const compiled = spawnSync(process.execPath, [`${root}scripts/code-cache.mjs`], { stdio: 'inherit' });
+const compiled = spawnSync(process.execPath, [`${root}scripts/code-cache.mjs`, made], { stdio: 'inherit' });
 if (compiled.status !== 0) process.exit(compiled.status ?? 1);
 
 // The manual page and completions come from the commands themselves.
@@ -84,6 +105,13 @@ for (const [file, ...args] of printed) {
     console.error(`lunette ${args.join(' ')}: ${stderr}`);
     process.exit(1);
   }
-  mkdirSync(dirname(`${root}dist/${file}`), { recursive: true });
-  writeFileSync(`${root}dist/${file}`, stdout);
+  mkdirSync(dirname(`${made}/${file}`), { recursive: true });
+  writeFileSync(`${made}/${file}`, stdout);
 }
+markFresh(digest, made);
+
+const old = `${root}dist.old`;
+rmSync(old, { recursive: true, force: true });
+if (existsSync(dist)) renameSync(dist, old);
+renameSync(made, dist);
+rmSync(old, { recursive: true, force: true });

@@ -43,6 +43,8 @@ if (positionals.length === 0) {
   await step('lint', 'npm', ['run', '--silent', 'lint']);
   await step('types', 'npm', ['run', '--silent', 'types']);
 }
+// Once, for all files that run the program.
+await step('build', process.execPath, [join(root, 'scripts/build.mjs'), '--if-stale']);
 for (const group of chosen) await runGroup(group);
 
 if (broken.length > 0) console.log(`\nbroken: ${broken.join('; ')}`);

@@ -8,7 +8,6 @@ import { join } from 'node:path';
 import { KiB, MiB } from '../../formats/core/units.ts';
 import { bench, median } from '../support/bench.ts';
 import { applyFio, type FioResult } from '../support/fio.ts';
-import { isBuilt } from '../support/lunette-export.ts';
 import { loopDelay, scrape } from '../support/metrics.ts';
 import { startNbdExport, startQemuNbd } from '../support/nbd.ts';
 import { freePort } from '../support/ports.ts';
@@ -38,7 +37,6 @@ const LOAD = { kind: 'randread', block: CLUSTER, depth: 16 } as const;
 bench(
   'memory/compressed-churn',
   async (b) => {
-    if (!b.smoke && !isBuilt()) throw new Error('measure what users run: npm run build first');
     const size = b.pick(4 * MiB, 256 * MiB);
     const folder = await temporaryDirectory(b);
     const raw = join(folder, 'disk.raw');
@@ -49,7 +47,7 @@ bench(
     await copyFile(path, other); // neither waits for the other's lock
     const port = await freePort();
     const args = ['--socket', '', '--cache', String(CACHE), '--metrics', `127.0.0.1:${port}`];
-    const ours = await startNbdExport(b, path, { args, built: !b.smoke });
+    const ours = await startNbdExport(b, path, { args });
     const theirs = await startQemuNbd(b, other, 'qcow2');
     await scrape(port); // loads what metrics need
     const idle = residentBytes(ours.process.pid);

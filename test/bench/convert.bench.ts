@@ -8,10 +8,10 @@ import { join } from 'node:path';
 import { MiB } from '../../formats/core/units.ts';
 import { type Bench, bench } from '../support/bench.ts';
 import { BENCH_FOLDER, halfFullDisk, keptImage } from '../support/bench-disk.ts';
-import { isBuilt } from '../support/lunette-export.ts';
+import { lunetteArgs } from '../support/built.ts';
 import { mountMade } from '../support/mounts.ts';
 import { startNbdkit } from '../support/nbd.ts';
-import { PROJECT_ROOT, runOk } from '../support/process.ts';
+import { runOk } from '../support/process.ts';
 import { requires } from '../support/requires.ts';
 import { temporaryDirectory } from '../support/temporary.ts';
 import { type CommandLine, pairs, requiresTime, timed } from '../support/timed.ts';
@@ -121,17 +121,9 @@ const CASES: readonly Case[] = [
   },
 ];
 
-/** The command as it is installed; at smoke size from its source. */
-let program: CommandLine = [];
+/** The command as it is installed. */
 function lunette(...args: string[]): CommandLine {
-  return [process.execPath, ...program, ...args];
-}
-
-function prepare(b: Bench): void {
-  if (!b.smoke && !isBuilt()) throw new Error('measure what users run: npm run build first');
-  program = b.smoke
-    ? ['--import', import.meta.resolve('tsx'), join(PROJECT_ROOT, 'src/cli/main.ts')]
-    : [join(PROJECT_ROOT, 'dist/src/cli/main.js')];
+  return [process.execPath, ...lunetteArgs(...args)];
 }
 
 async function place(b: Bench, full: number, targets?: string): Promise<Place & { readonly notes: string }> {
@@ -155,7 +147,6 @@ async function place(b: Bench, full: number, targets?: string): Promise<Place & 
 const COLUMNS = ['', 'lunette', 'other', 'wall ratio', 'aim', 'CPU', 'CPU other', 'CPU ratio', 'peak', 'aim'];
 
 async function measure(b: Bench, one: Case, targets?: string): Promise<void> {
-  prepare(b);
   const where = await place(b, one.size, targets);
   const { target, notes } = where;
   const [ours, theirs] = [await one.ours(where), await one.theirs(where)];
@@ -200,7 +191,6 @@ bench(
   async (b) => {
     const folder = await mountMade(b, 'mkfs.xfs', b.pick(400, 4096) * MiB);
     if (folder === undefined) return b.print('  not run: no XFS can be mounted here');
-    prepare(b);
     const { source } = await place(b, LARGE);
     const disk = join(folder, 'source.raw');
     await runOk('cp', ['--sparse=always', await source('raw'), disk]);
@@ -225,7 +215,6 @@ function inPlaceOf(disk: string): Pick<Case, 'ours' | 'theirs'> {
 bench(
   'convert/from-nbd',
   async (b) => {
-    prepare(b);
     const { source } = await place(b, LARGE);
     const { url } = await startNbdkit(b, 'file', await source('raw'));
     // 1 / 0.9 of its time is 0.9 of its speed.
@@ -243,7 +232,6 @@ bench(
 bench(
   'convert/start-up',
   async (b) => {
-    prepare(b);
     const { source, notes } = await place(b, SMALL);
     const image = await source('qcow2');
     const rows: string[][] = [];

@@ -9,7 +9,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { KiB, MiB } from '../../formats/core/units.ts';
 import { type Bench, bench, median } from '../support/bench.ts';
 import { applyLoad, dropFromPageCache, type Load, type LoadResult, type Serving } from '../support/iscsi-load.ts';
-import { isBuilt, startExport } from '../support/lunette-export.ts';
+import { startExport } from '../support/lunette-export.ts';
 import { memoryFolder } from '../support/memory-folder.ts';
 import { loopDelay, scrape } from '../support/metrics.ts';
 import { freePort } from '../support/ports.ts';
@@ -45,12 +45,6 @@ async function randomFile(path: string, size: number, seed: number): Promise<voi
   await handle.close();
 }
 
-/** The built program, as users have it; at smoke size the source will do. */
-function built(b: Bench): boolean {
-  if (!b.smoke && !isBuilt()) throw new Error('measure what users run: npm run build first');
-  return !b.smoke;
-}
-
 async function besideTgt(b: Bench, folder: string, where: string): Promise<void> {
   const size = b.pick(8 * MiB, 512 * MiB);
   const rounds = b.pick(1, 5);
@@ -64,8 +58,8 @@ async function besideTgt(b: Bench, folder: string, where: string): Promise<void>
 
   const servers: Record<'tgtd' | 'raw' | 'qcow2', Serving> = {
     tgtd: await startTgt(b, [{ path: tgtRaw, params: ['thin_provisioning=1'] }]),
-    raw: await startExport(b, raw, { args: ['-f', 'raw'], built: built(b) }),
-    qcow2: await startExport(b, qcow2, { built: built(b) }),
+    raw: await startExport(b, raw, { args: ['-f', 'raw'] }),
+    qcow2: await startExport(b, qcow2),
   };
   const order = Object.keys(servers) as (keyof typeof servers)[];
   // Page cache, mappings, compiled code.
@@ -159,7 +153,6 @@ bench(
     const port = await freePort();
     const target = await startExport(b, raw, {
       args: ['-f', 'raw', '--metrics', `127.0.0.1:${port}`],
-      built: built(b),
     });
     const rows: string[][] = [];
     const seconds = b.pick(1, 5);

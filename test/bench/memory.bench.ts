@@ -5,7 +5,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { KiB, MiB } from '../../formats/core/units.ts';
 import { bench } from '../support/bench.ts';
-import { isBuilt, startExport } from '../support/lunette-export.ts';
+import { startExport } from '../support/lunette-export.ts';
 import { qemu } from '../support/qemu.ts';
 import { requires } from '../support/requires.ts';
 import { temporaryDirectory } from '../support/temporary.ts';
@@ -13,7 +13,6 @@ import { temporaryDirectory } from '../support/temporary.ts';
 bench(
   'memory/export',
   async (b) => {
-    if (!b.smoke && !isBuilt()) throw new Error('measure what users run: npm run build first');
     const folder = await temporaryDirectory(b);
     const first = await qemu.create(b, { path: join(folder, 'lun0.qcow2'), size: 1024 * MiB });
     const images = [first];
@@ -25,7 +24,7 @@ bench(
     const rows: string[][] = [];
     let single = 0;
     for (const count of [1, ...b.pick([8], [2, 64, 256])]) {
-      const target = await startExport(b, images.slice(0, count), { built: !b.smoke, timeoutMs: 90_000 });
+      const target = await startExport(b, images.slice(0, count), { timeoutMs: 90_000 });
       await sleep(b.pick(100, 2000)); // idle
       const resident = target.residentBytes();
       if (count === 1) single = resident;

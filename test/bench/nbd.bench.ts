@@ -10,7 +10,6 @@ import { join } from 'node:path';
 import { KiB, MiB } from '../../formats/core/units.ts';
 import { type Bench, bench, median } from '../support/bench.ts';
 import { applyFio, type FioLoad, type FioResult } from '../support/fio.ts';
-import { isBuilt } from '../support/lunette-export.ts';
 import { type RunningNbd, startNbdExport, startNbdkit, startQemuNbd } from '../support/nbd.ts';
 import { qemu } from '../support/qemu.ts';
 import { requires } from '../support/requires.ts';
@@ -67,11 +66,6 @@ async function randomFile(path: string, size: number): Promise<void> {
   await handle.close();
 }
 
-function built(b: Bench): boolean {
-  if (!b.smoke && !isBuilt()) throw new Error('measure what users run: npm run build first');
-  return !b.smoke;
-}
-
 async function beside(b: Bench, load: Load): Promise<void> {
   const size = b.pick(8 * MiB, 256 * MiB);
   const rounds = b.pick(1, 5);
@@ -85,8 +79,8 @@ async function beside(b: Bench, load: Load): Promise<void> {
   const servers: Record<Name, RunningNbd> = {
     qemu: await startQemuNbd(b, random, 'raw'),
     nbdkit: await startNbdkit(b, 'file', file('nbdkit.raw')),
-    raw: await startNbdExport(b, file('ours.raw'), { args: ['--socket', '', '-f', 'raw'], built: built(b) }),
-    qcow2: await startNbdExport(b, file('ours.qcow2'), { built: built(b) }),
+    raw: await startNbdExport(b, file('ours.raw'), { args: ['--socket', '', '-f', 'raw'] }),
+    qcow2: await startNbdExport(b, file('ours.qcow2')),
   };
   const results: Record<Name, FioResult[]> = { qemu: [], nbdkit: [], raw: [], qcow2: [] };
   if (!b.smoke) for (const name of NAMES) await applyFio(load, servers[name], size, 1); // compiled code, mappings, page cache

@@ -9,7 +9,7 @@ import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { GiB, KiB, MiB, TiB } from '../../formats/core/units.ts';
 import { type Bench, bench, median } from '../support/bench.ts';
-import { isBuilt, startExport } from '../support/lunette-export.ts';
+import { startExport } from '../support/lunette-export.ts';
 import { memoryFolder } from '../support/memory-folder.ts';
 import { startNbdExport, startQemuNbd } from '../support/nbd.ts';
 import { runOk } from '../support/process.ts';
@@ -133,8 +133,8 @@ async function serve(b: Bench, load: Load, server: Server, path: string): Promis
     return { url: running.url, cpuSeconds: running.cpuSeconds, stop: () => running.process.stop('SIGTERM') };
   }
   const cache = load.cache === undefined ? [] : ['--cache', String(load.cache)];
-  if (server === 'iscsi') return startExport(b, path, { args: cache, built: !b.smoke });
-  const running = await startNbdExport(b, path, { args: ['--socket', '', ...cache], built: !b.smoke });
+  if (server === 'iscsi') return startExport(b, path, { args: cache });
+  const running = await startNbdExport(b, path, { args: ['--socket', '', ...cache] });
   return { url: running.url, cpuSeconds: running.cpuSeconds, stop: () => running.process.stop('SIGTERM') };
 }
 
@@ -166,7 +166,6 @@ async function round(b: Bench, load: Load, who: Server, { folder, count }: Place
 }
 
 async function beside(b: Bench, load: Load, place: Place, where: string): Promise<void> {
-  if (!b.smoke && !isBuilt()) throw new Error('measure what users run: npm run build first');
   const { rounds } = place;
   const results: Record<Server, Result[]> = { qemu: [], nbd: [], iscsi: [] };
   for (let at = 0; at < rounds; at++) {

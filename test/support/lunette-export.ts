@@ -1,18 +1,14 @@
-/** Runs `lunette export` as a program, as a user would: from the TypeScript source, or built, as it is installed. */
+/** Runs `lunette export` as a program, as a user would. */
 
-import { existsSync } from 'node:fs';
-import { basename, join } from 'node:path';
-import { PROJECT_ROOT, type RunningProcess, run, start, typescript } from './process.ts';
+import { basename } from 'node:path';
+import { lunetteArgs } from './built.ts';
+import { type RunningProcess, run, start } from './process.ts';
 import { cpuSeconds, peakResidentBytes, residentBytes } from './process-usage.ts';
 import type { Cleanup } from './temporary.ts';
 
 export interface ExportOptions {
   /** Further arguments, before the images. */
   readonly args?: readonly string[];
-  /** Runs what `npm run build` made instead of the source: for measuring. */
-  readonly built?: boolean;
-  /** Arguments for node itself. */
-  readonly nodeArgs?: readonly string[];
   readonly env?: NodeJS.ProcessEnv;
   readonly cwd?: string;
   readonly timeoutMs?: number;
@@ -105,10 +101,7 @@ export async function startExport(
   const running = start(
     t,
     process.execPath,
-    [
-      ...(options.nodeArgs ?? []),
-      ...lunetteArgs(options.built === true, ['export', '--listen', '127.0.0.1:0', ...(options.args ?? []), ...paths]),
-    ],
+    lunetteArgs('export', '--listen', '127.0.0.1:0', ...(options.args ?? []), ...paths),
     { ...(options.env && { env: options.env }), ...(options.cwd && { cwd: options.cwd }) },
   );
   const exports: ReadyExport[] = [];
@@ -129,19 +122,9 @@ export async function startExport(
   return new LunetteExport(running, exports);
 }
 
-/** Arguments for node that run lunette with these arguments. */
-export function lunetteArgs(built: boolean, args: readonly string[]): string[] {
-  return built ? [join(PROJECT_ROOT, 'dist/src/cli/main.js'), ...args] : typescript('src/cli/main.ts', ...args);
-}
-
 /** Runs `lunette …` to its end. */
 export function runLunette(args: readonly string[], timeoutMs = 60_000): ReturnType<typeof run> {
-  return run(process.execPath, lunetteArgs(false, args), { timeoutMs });
-}
-
-/** True when `npm run build` has been run: what it made may be measured. */
-export function isBuilt(): boolean {
-  return existsSync(join(PROJECT_ROOT, 'dist/src/cli/main.js'));
+  return run(process.execPath, lunetteArgs(...args), { timeoutMs });
 }
 
 function escapeRegExp(text: string): string {

@@ -4,7 +4,7 @@ import { existsSync } from 'node:fs';
 import { rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { lunetteArgs } from './lunette-export.ts';
+import { lunetteArgs } from './built.ts';
 import { type RunningProcess, runOk, start } from './process.ts';
 import { cpuSeconds } from './process-usage.ts';
 import { type Cleanup, temporaryDirectory } from './temporary.ts';
@@ -19,12 +19,12 @@ export interface RunningNbd {
 export async function startNbdExport(
   t: Cleanup,
   images: string | readonly string[],
-  { args = ['--socket', ''], built = false }: { args?: readonly string[]; built?: boolean } = {},
+  { args = ['--socket', ''] }: { args?: readonly string[] } = {},
 ): Promise<RunningNbd & { urls: readonly string[] }> {
   const socket = join(await temporaryDirectory(t), 's');
   const paths = typeof images === 'string' ? [images] : images;
   const where = args.map((arg) => (arg === '' ? socket : arg));
-  const running = start(t, process.execPath, lunetteArgs(built, ['export', '--transport', 'nbd', ...where, ...paths]));
+  const running = start(t, process.execPath, lunetteArgs('export', '--transport', 'nbd', ...where, ...paths));
   await running.waitForLine(/^ready /);
   // All ready lines are written in one tick; the hints behind them on the other stream.
   const urls: string[] = [];

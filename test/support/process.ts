@@ -1,7 +1,6 @@
 /** Runs programs for tests: output captured, a line awaited, nothing left behind when the test ends. */
 
 import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
-import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { findProgram } from './requires.ts';
 import type { Cleanup } from './temporary.ts';
@@ -200,11 +199,6 @@ export function start(t: Cleanup, program: string, args: readonly string[], opti
     await running.stop('SIGKILL');
   });
   return running;
-}
-
-/** Arguments that make `node` run a TypeScript file of this checkout: `start(t, process.execPath, typescript('src/cli/main.ts', 'info', path))`. */
-export function typescript(file: string, ...args: string[]): string[] {
-  return ['--import', import.meta.resolve('tsx'), join(PROJECT_ROOT, file), ...args];
 }
 
 function spawnOptions(options: RunOptions): SpawnOptions {

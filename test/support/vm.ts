@@ -4,7 +4,8 @@ import assert from 'node:assert/strict';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { basename, join } from 'node:path';
-import { PROJECT_ROOT, run, runOk } from './process.ts';
+import { ensureBuilt } from './built.ts';
+import { PROJECT_ROOT, run } from './process.ts';
 import { requirePrograms, type Skip } from './requires.ts';
 import type { Cleanup } from './temporary.ts';
 
@@ -46,8 +47,6 @@ export interface VmOptions {
   readonly seconds: number;
 }
 
-let built: Promise<unknown> | undefined;
-
 /** Runs test/e2e/vm/jobs/NAME.sh: see runVmJob(). */
 export function runVm(t: Cleanup, name: string, options: VmOptions): Promise<VmResult> {
   return runVmJob(t, join(PROJECT_ROOT, `test/e2e/vm/jobs/${name}.sh`), options);
@@ -59,8 +58,7 @@ export function runVm(t: Cleanup, name: string, options: VmOptions): Promise<VmR
  * @throws with the guest's output unless the job ends with status 0
  */
 export async function runVmJob(t: Cleanup, job: string, options: VmOptions): Promise<VmResult> {
-  built ??= runOk(process.execPath, [join(PROJECT_ROOT, 'scripts/build.mjs')], { timeoutMs: 300_000 });
-  await built;
+  ensureBuilt();
   const out = await mkdtemp(join(tmpdir(), 'lunette-vm-'));
   t.after(() => rm(out, { recursive: true, force: true }));
   const env: NodeJS.ProcessEnv = { ...process.env };

@@ -8,7 +8,7 @@ import { networkInterfaces } from 'node:os';
 import { describe, test } from 'node:test';
 import { MiB } from '../../../formats/core/units.ts';
 import { cli, readyUrls, startCli, startCliExport } from '../../support/cli.ts';
-import { isBuilt, type LunetteExport, startExport } from '../../support/lunette-export.ts';
+import { type LunetteExport, startExport } from '../../support/lunette-export.ts';
 import { run, runOk, start } from '../../support/process.ts';
 import { qemu } from '../../support/qemu.ts';
 import { requires } from '../../support/requires.ts';
@@ -247,9 +247,8 @@ describe('the export program', { skip: initiator }, () => {
     assert.equal((await served.process.stop('SIGINT')).status, 130);
   });
 
-  const built = requires.that(isBuilt(), 'not built: npm run build');
-  test('takes less than 90 MB with one idle LUN', { timeout: 60_000, skip: built }, async (t) => {
-    const served = await startExport(t, await image(t), { built: true });
+  test('takes less than 90 MB with one idle LUN', { timeout: 60_000 }, async (t) => {
+    const served = await startExport(t, await image(t));
     await runOk('iscsi-inq', [served.url]);
     const megabytes = served.residentBytes() / 1e6;
     t.diagnostic(`${megabytes.toFixed(1)} MB`);

@@ -5,10 +5,11 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { MiB } from '../../../formats/core/units.ts';
+import { lunetteArgs } from '../../support/built.ts';
 import { cli, readyUrls, startCliExport } from '../../support/cli.ts';
 import { createByUs, imageOptions, qemuIoEncrypted, type Scene, scene, secretObject } from '../../support/luks.ts';
 import { nbdMap, startNbdExport } from '../../support/nbd.ts';
-import { runOk, start, typescript } from '../../support/process.ts';
+import { runOk, start } from '../../support/process.ts';
 import { qemu } from '../../support/qemu.ts';
 import { requires } from '../../support/requires.ts';
 
@@ -126,7 +127,7 @@ test('the daemon opens an encrypted image with the passphrase that its configura
     config,
     `state-directory = "${at.directory}"\n[tcmu]\nenable = false\n[nbd]\nsocket = "${socket}"\n${entry}`,
   );
-  const args = typescript('src/cli/main.ts', 'daemon', '--config', config);
+  const args = lunetteArgs('daemon', '--config', config);
   const daemon = start(t, process.execPath, args);
   const ready = await daemon.waitForLine(/disk: ready (\S+)/, { stream: 'stderr' });
   await runOk('qemu-io', ['-f', 'raw', '-c', 'read -P 0x5a 0 1M', '-c', 'write -P 0x77 3M 100k', ready[1] as string]);

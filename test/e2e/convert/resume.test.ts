@@ -7,8 +7,9 @@ import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { MiB } from '../../../formats/core/units.ts';
+import { lunetteArgs } from '../../support/built.ts';
 import { mountMemory } from '../../support/mounts.ts';
-import { run, runOk, start, typescript } from '../../support/process.ts';
+import { run, runOk, start } from '../../support/process.ts';
 import { qemu } from '../../support/qemu.ts';
 import { type Random, randomFor } from '../../support/random.ts';
 import { requires } from '../../support/requires.ts';
@@ -44,7 +45,7 @@ for (const signal of ['SIGKILL', 'SIGINT'] as const) {
     const folder = await temporaryDirectory(t);
     const target = join(folder, 'disk.qcow2');
     const journal = join(folder, '.disk.qcow2.lunette-journal');
-    const args = typescript('src/cli/main.ts', 'convert', '--resume', '-O', 'qcow2', '-c', source, target);
+    const args = lunetteArgs('convert', '--resume', '-O', 'qcow2', '-c', source, target);
     await writeFile(target, 'precious');
     const isWhole = (): Promise<boolean> => qemu.compare(target, source, '-f', 'qcow2', '-F', 'raw');
     let continued = 0;
@@ -114,7 +115,7 @@ test('a full disk leaves what is done, and --resume goes on when there is room',
   const source = await sourceDisk(t, random);
   const folder = await mountMemory(t, 96 * MiB);
   const target = join(folder, 'disk.qcow2');
-  const args = typescript('src/cli/main.ts', 'convert', '--resume', '-O', 'qcow2', '-c', source, target);
+  const args = lunetteArgs('convert', '--resume', '-O', 'qcow2', '-c', source, target);
   const full = await run(process.execPath, args);
   assert.equal(full.status, 1);
   assert.match(
@@ -135,7 +136,7 @@ test('what is written in place cannot be continued, and --resume there is refuse
   const source = join(folder, 'source.raw');
   await writeFile(source, Buffer.alloc(MiB, 1));
   for (const target of ['-', 'nbd://localhost/x']) {
-    const args = typescript('src/cli/main.ts', 'convert', '--resume', '-O', 'raw', source, target);
+    const args = lunetteArgs('convert', '--resume', '-O', 'raw', source, target);
     const { status, stderr } = await run(process.execPath, args);
     assert.equal(status, 2, target);
     assert.match(stderr, /--resume is for new files/);

@@ -7,8 +7,9 @@ import { test } from 'node:test';
 import { IoVec } from '../../../formats/core/iov.ts';
 import { MiB } from '../../../formats/core/units.ts';
 import { NbdImage } from '../../../src/nbd/client.ts';
+import { lunetteArgs } from '../../support/built.ts';
 import { connectInitiator } from '../../support/iscsi-initiator.ts';
-import { run, runOk, start, typescript } from '../../support/process.ts';
+import { run, runOk, start } from '../../support/process.ts';
 import { qemu } from '../../support/qemu.ts';
 import { requirePrograms, requires } from '../../support/requires.ts';
 import { cdb } from '../../support/scsi.ts';
@@ -46,7 +47,7 @@ test('images are served as configured; a reload serves others; a wrong configura
   const notify = join(directory, 'notify.sock');
   const systemd = start(t, 'python3', ['-c', SYSTEMD, notify]);
   await systemd.waitForLine(/^listening$/);
-  const args = typescript('src/cli/main.ts', 'daemon', '--config', config);
+  const args = lunetteArgs('daemon', '--config', config);
   const daemon = start(t, process.execPath, args, { env: { ...process.env, NOTIFY_SOCKET: notify } });
   const url = async (name: string): Promise<string> =>
     (await daemon.waitForLine(new RegExp(`${name}: ready (\\S+)`), { stream: 'stderr' }))[1] as string;
@@ -103,7 +104,7 @@ test('a reload touches what has changed: sessions of other exports go on, also o
   const head = `state-directory = "${directory}"\n[tcmu]\nenable = false\n[iscsi]\nlisten = "127.0.0.1:0"\n[nbd]\nsocket = "${socket}"\n`;
   const kept = entry('disk', one, 'iscsi') + entry('data', two, 'nbd');
   await writeFile(config, `${head}${kept}${entry('gone', join(directory, 'missing.qcow2'), 'nbd')}`);
-  const daemon = start(t, process.execPath, typescript('src/cli/main.ts', 'daemon', '--config', config));
+  const daemon = start(t, process.execPath, lunetteArgs('daemon', '--config', config));
   const ready = async (name: string): Promise<string> =>
     (await daemon.waitForLine(new RegExp(`${name}: ready (\\S+)`), { stream: 'stderr' }))[1] as string;
   const iscsi = await ready('disk');
@@ -158,6 +159,6 @@ test('a drop-in for systemd names the directories of the configuration', async (
   const directory = await temporaryDirectory(t);
   const config = join(directory, 'lunette.toml');
   await writeFile(config, 'allow = ["/images"]\n');
-  const args = typescript('src/cli/main.ts', 'daemon', '--print-drop-in', '--config', config);
+  const args = lunetteArgs('daemon', '--print-drop-in', '--config', config);
   assert.match(await runOk(process.execPath, args), /^ReadWritePaths=-\/images$/m);
 });

@@ -6,8 +6,9 @@ import { join } from 'node:path';
 import { test } from 'node:test';
 import { MiB } from '../../../formats/core/units.ts';
 import type { DaemonStatus } from '../../../src/daemon/control.ts';
+import { lunetteArgs } from '../../support/built.ts';
 import { PrivateBus, requiresBus, requiresRoot } from '../../support/private-bus.ts';
-import { type RunResult, run, runOk, start, typescript } from '../../support/process.ts';
+import { type RunResult, run, runOk, start } from '../../support/process.ts';
 import { qemu } from '../../support/qemu.ts';
 import { requires } from '../../support/requires.ts';
 import { type Cleanup, temporaryDirectory } from '../../support/temporary.ts';
@@ -48,12 +49,12 @@ image = "/nowhere/at-all.qcow2"
 transport = "nbd"
 `,
   );
-  const daemon = start(t, process.execPath, typescript('src/cli/main.ts', 'daemon', '--config', config));
+  const daemon = start(t, process.execPath, lunetteArgs('daemon', '--config', config));
   const [, metrics = ''] = await daemon.waitForLine(/metrics at (http:\S+)\/metrics/, { stream: 'stderr' });
   const [, iscsi = ''] = await daemon.waitForLine(/one: ready (\S+)/, { stream: 'stderr' });
   const [, nbd = ''] = await daemon.waitForLine(/two: ready (\S+)/, { stream: 'stderr' });
   await daemon.waitForLine(/^ready/);
-  const cli = (...args: string[]): Promise<RunResult> => run(process.execPath, typescript('src/cli/main.ts', ...args));
+  const cli = (...args: string[]): Promise<RunResult> => run(process.execPath, lunetteArgs(...args));
   const tell = (method: string, ...args: string[]): Promise<RunResult> =>
     bus.call(SERVICE, PATH, `${SERVICE}.${method}`, args);
   return { bus, daemon, disk, data, metrics, iscsi, nbd, cli, tell };
@@ -151,7 +152,7 @@ test('only root is told anything', { skip }, async (t) => {
 
 test('without a daemon status says how to start one', { skip }, async (t) => {
   await PrivateBus.start(t);
-  const { status, stderr } = await run(process.execPath, typescript('src/cli/main.ts', 'status'));
+  const { status, stderr } = await run(process.execPath, lunetteArgs('status'));
   assert.equal(status, 1);
   assert.match(stderr, /no lunette daemon runs on this machine.*systemctl start lunette/s);
 });

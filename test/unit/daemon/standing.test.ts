@@ -3,8 +3,9 @@ import { mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { requireAddon } from '../../support/addon.ts';
+import { built } from '../../support/built.ts';
 import { requiresRoot } from '../../support/private-bus.ts';
-import { PROJECT_ROOT, runOk } from '../../support/process.ts';
+import { runOk } from '../../support/process.ts';
 import { temporaryDirectory, temporaryFile } from '../../support/temporary.ts';
 
 /** PF_MEMALLOC_NOIO of a thread's flags (proc_pid_stat(5), field 9). */
@@ -13,9 +14,9 @@ const NO_IO = 0x80000;
 /** In a process of its own: what it takes on it does not give back. */
 const PROGRAM = `
 import { readdirSync, readFileSync, openSync } from 'node:fs';
-import { claimStanding } from ${JSON.stringify(join(PROJECT_ROOT, 'src/daemon/standing.ts'))};
-import { IoQueue } from ${JSON.stringify(join(PROJECT_ROOT, 'src/native/io-queue.ts'))};
-import { IoVec } from ${JSON.stringify(join(PROJECT_ROOT, 'formats/core/iov.ts'))};
+import { claimStanding } from ${JSON.stringify(built('src/daemon/standing.js'))};
+import { IoQueue } from ${JSON.stringify(built('src/native/io-queue.js'))};
+import { IoVec } from ${JSON.stringify(built('formats/core/iov.js'))};
 const [proc, file] = process.argv.slice(2);
 const before = new IoQueue({ threads: 2 });
 const read = (queue) => Promise.all(Array.from({ length: 64 }, () => queue.readv(fd, 0, IoVec.of(new Uint8Array(4096)))));
@@ -41,8 +42,8 @@ async function claimed(t: Parameters<typeof temporaryDirectory>[0]) {
   mkdirSync(proc, { recursive: true });
   writeFileSync(join(proc, 'oom_score_adj'), '0\n');
   const file = await temporaryFile(t, 'data', new Uint8Array(4096));
-  const program = await temporaryFile(t, 'program.mts', PROGRAM);
-  const args = ['--import', join(PROJECT_ROOT, 'node_modules/tsx/dist/loader.mjs'), program, proc, file];
+  const program = await temporaryFile(t, 'program.mjs', PROGRAM);
+  const args = [program, proc, file];
   const out = JSON.parse(await runOk(process.execPath, args)) as { warnings: string[]; flushers: number };
   return { ...out, score: readFileSync(join(proc, 'oom_score_adj'), 'utf8'), left: readdirSync(proc) };
 }

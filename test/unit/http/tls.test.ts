@@ -4,7 +4,8 @@ import { createServer } from 'node:https';
 import type { AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { test } from 'node:test';
-import { run, runOk, typescript } from '../../support/process.ts';
+import { lunetteArgs } from '../../support/built.ts';
+import { run, runOk } from '../../support/process.ts';
 import { requirePrograms } from '../../support/requires.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
 
@@ -30,7 +31,7 @@ test('a certificate is judged: one of an unknown authority is refused, one that 
   });
   const url = `https://localhost:${(server.address() as AddressInfo).port}`;
   const checksum = (address: string, trusted?: string) =>
-    run(process.execPath, typescript('src/cli/main.ts', 'checksum', '-f', 'raw', address), {
+    run(process.execPath, lunetteArgs('checksum', '-f', 'raw', address), {
       env: { ...process.env, ...(trusted === undefined ? {} : { NODE_EXTRA_CA_CERTS: trusted }) },
     });
   const refused = await checksum(`${url}/disk.raw`);

@@ -8,6 +8,7 @@ import { systemError } from '../../../src/native/errno.ts';
 import { IoQueue } from '../../../src/native/io-queue.ts';
 import { registerMemory } from '../../../src/native/memory.ts';
 import { requireAddon } from '../../support/addon.ts';
+import { built } from '../../support/built.ts';
 import { PROJECT_ROOT, run, runOk } from '../../support/process.ts';
 import { randomFor } from '../../support/random.ts';
 import { temporaryFile } from '../../support/temporary.ts';
@@ -195,13 +196,13 @@ test('an operation tells its clock how long it took before its promise resolves'
 function program(body: string): string[] {
   const script = `
     import { openSync } from 'node:fs';
-    import { IoVec } from '${PROJECT_ROOT}formats/core/iov.ts';
-    import { IoQueue } from '${PROJECT_ROOT}src/native/io-queue.ts';
+    import { IoVec } from '${built('formats/core/iov.js')}';
+    import { IoQueue } from '${built('src/native/io-queue.js')}';
     const fd = openSync(process.argv[1], 'r+');
     const queue = new IoQueue();
     const write = (i) => queue.writev(fd, i * 65536, IoVec.of(new Uint8Array(65536).fill(i + 1)));
     ${body}`;
-  return ['--import', import.meta.resolve('tsx'), '--input-type=module', '-e', script];
+  return ['--input-type=module', '-e', script];
 }
 
 test('a process ends when nothing is in flight, and not before', { skip }, async (t) => {
@@ -273,7 +274,7 @@ test('collecting queues that nobody closed leaves nothing running', { skip }, as
       const { readdirSync } = await import('node:fs');
       const threads = () => readdirSync('/proc/self/task').length;
       const before = threads();
-      const binding = (await import('${PROJECT_ROOT}src/native/binding.ts')).native;
+      const binding = (await import('${built('src/native/binding.js')}')).native;
       for (let i = 0; i < 5; i++) binding.queueCreate(4, new Float64Array(30), () => {});
       for (let i = 0; i < 50 && threads() > before; i++) { gc(); await new Promise((resolve) => setTimeout(resolve, 20)); }
       console.log(threads() - before); await queue.close();`),
