@@ -1,7 +1,7 @@
 /**
  * Compiles the program ahead of time for this version of Node: dist/program/lunette.cache, from which it starts a quarter sooner. What V8 has
  * compiled by then is in it, so commands are run that go through what most of them need. Runs when the program is built and when a package is installed.
- * An argument is the folder to do it for, instead of dist.
+ * An argument is a folder that becomes dist afterwards.
  */
 
 import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
@@ -12,9 +12,11 @@ import { fileURLToPath } from 'node:url';
 import { Script } from 'node:vm';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
-const filename = `${process.argv[2] ?? `${root}dist`}/program/lunette.cjs`;
+const program = `${process.argv[2] ?? `${root}dist`}/program/lunette.cjs`;
+// What V8 compiled keeps the name: traces have it.
+const filename = `${root}dist/program/lunette.cjs`;
 const sample = `${root}fixtures/sample.qcow2`;
-const script = new Script(readFileSync(filename, 'latin1'), { filename });
+const script = new Script(readFileSync(program, 'latin1'), { filename });
 const run = script.runInThisContext();
 
 // What they print is for nobody.
@@ -34,12 +36,12 @@ for (const args of [
 ]) {
   process.argv.splice(2, process.argv.length, ...args);
   const module = { exports: {} };
-  run(createRequire(filename), module);
+  run(createRequire(program), module);
   await module.exports.ended;
   if (process.exitCode !== 0) throw new Error(`lunette ${args.join(' ')} ended with ${process.exitCode}`);
 }
 // Whole or not at all: a server may be starting, and V8 believes what it is given: damaged code, as after a power cut, ends the process.
-const file = filename.replace(/cjs$/, 'cache');
+const file = program.replace(/cjs$/, 'cache');
 writeFileSync(`${file}.new`, script.createCachedData(), { flush: true });
 renameSync(`${file}.new`, file);
 process.exit(0);

@@ -7,6 +7,7 @@ import { chmod, readdir, readFile, stat, symlink, writeFile } from 'node:fs/prom
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { KiB, MiB } from '../../formats/core/units.ts';
+import { lunetteArgs } from '../support/built.ts';
 import { cli } from '../support/cli.ts';
 import { run, runOk } from '../support/process.ts';
 import { qemu } from '../support/qemu.ts';
@@ -165,18 +166,7 @@ test('a raw disk goes to a pipe, and the checksum that is printed is that of its
   const wanted = join(await temporaryDirectory(t), 'wanted.raw');
   await qemu.convert(source, wanted, '-O', 'raw');
   const bytes = await readFile(wanted);
-  const program = [
-    process.execPath,
-    '--import',
-    'tsx',
-    'src/cli/main.ts',
-    'convert',
-    '--checksum',
-    '-O',
-    'raw',
-    source,
-    '-',
-  ];
+  const program = [process.execPath, ...lunetteArgs('convert', '--checksum', '-O', 'raw', source, '-')];
   const piped = join(await temporaryDirectory(t), 'piped.raw');
   const { stderr } = await run('sh', ['-c', `"$@" | cat > ${piped}`, 'sh', ...program]);
   const sha256 = createHash('sha256').update(bytes).digest('hex');

@@ -6,6 +6,7 @@ import { readdir, readFile, stat, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { MiB } from '../../formats/core/units.ts';
+import { lunetteArgs } from '../support/built.ts';
 import { cli, startCliExport } from '../support/cli.ts';
 import { runOk } from '../support/process.ts';
 import { qemu } from '../support/qemu.ts';
@@ -142,7 +143,7 @@ test('an image that a program has open is neither made anew nor resized', { skip
     ['create', '-q', '-f', 'qcow2', path, '8M'],
     ['resize', path, '8M'],
   ]) {
-    await assert.rejects(runOk(process.execPath, ['--import', 'tsx', 'src/cli/main.ts', ...args]), /LOCKED/);
+    await assert.rejects(runOk(process.execPath, lunetteArgs(...args)), /LOCKED/);
   }
   assert.deepEqual(await readFile(path), before);
 });

@@ -5,12 +5,14 @@ import { spawn } from 'node:child_process';
 import { existsSync } from 'node:fs';
 import { readdir, readFile, rm, statfs, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { type TestContext, test } from 'node:test';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { KiB, MiB } from '../../../formats/core/units.ts';
+import { lunetteArgs } from '../../support/built.ts';
 import { serveFile } from '../../support/http.ts';
 import { mountMade, mountMemory } from '../../support/mounts.ts';
-import { PROJECT_ROOT, run } from '../../support/process.ts';
+import { run } from '../../support/process.ts';
 import { qemu } from '../../support/qemu.ts';
 import { type Random, randomFor } from '../../support/random.ts';
 import { cannotRun, requires } from '../../support/requires.ts';
@@ -32,12 +34,10 @@ async function sourceDisk(t: TestContext, random: Random): Promise<string> {
 }
 
 function start(args: readonly string[]) {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'src/cli/main.ts', 'convert', ...args], {
-    cwd: PROJECT_ROOT,
-    stdio: 'ignore',
-  });
+  const child = spawn(process.execPath, lunetteArgs('convert', ...args), { stdio: ['ignore', 'ignore', 'pipe'] });
+  const output = text(child.stderr);
   const ended = new Promise<number | null>((resolve) => child.once('close', (status) => resolve(status)));
-  return { child, ended };
+  return { child, ended, output };
 }
 
 test('an interrupt ends waiting for a web server that has become silent', async (t) => {
@@ -118,11 +118,7 @@ test('a full disk fails the conversion and leaves what was there', { skip: skip 
     const target = join(folder, 'disk.img');
     await writeFile(target, 'precious');
     const before = (await statfs(folder)).bfree;
-    const { status, stderr } = await run(
-      process.execPath,
-      ['--import', 'tsx', 'src/cli/main.ts', 'convert', ...args, source, target],
-      { cwd: PROJECT_ROOT },
-    );
+    const { status, stderr } = await run(process.execPath, lunetteArgs('convert', ...args, source, target));
     assert.equal(status, 1, args.join(' '));
     assert.match(stderr, /no space left.*\(NO_SPACE\)/, args.join(' '));
     assert.equal(await readFile(target, 'utf8'), 'precious');
@@ -135,8 +131,10 @@ test('two conversions to one target do not mix', { skip }, async (t) => {
   const random = randomFor(t);
   const source = await sourceDisk(t, random);
   const target = join(await temporaryDirectory(t), 'disk.qcow2');
-  const all = await Promise.all([0, 1].map(() => start(['-O', 'qcow2', '-c', source, target]).ended));
-  assert.ok(all.includes(0), `one of them ends well: ${all}`);
+  const both = [0, 1].map(() => start(['-O', 'qcow2', '-c', source, target]));
+  const all = await Promise.all(both.map(({ ended }) => ended));
+  const said = await Promise.all(both.map(({ output }) => output));
+  assert.ok(all.includes(0), `one of them ends well: ${all}\n${said.join('')}`);
   assert.equal(await qemu.compare(target, source, '-f', 'qcow2', '-F', 'raw'), true);
 });
 

@@ -8,6 +8,7 @@ import { existsSync } from 'node:fs';
 import { mkdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { after, before, test } from 'node:test';
+import { copyCheckout } from '../../support/checkout.ts';
 import { npmEnvironment } from '../../support/npm.ts';
 import { PROJECT_ROOT, run, runOk } from '../../support/process.ts';
 import { qemu } from '../../support/qemu.ts';
@@ -35,11 +36,13 @@ const suite = { after: (cleanup: () => unknown) => void cleanups.push(cleanup) }
 before(async () => {
   if (skip !== false) return;
   directory = await temporaryDirectory(suite);
+  const copy = await copyCheckout(directory);
   const printed = await runOk('npm', ['pack', '--json', '--pack-destination', directory], {
-    cwd: PROJECT_ROOT,
+    cwd: copy,
     env: npmEnvironment(),
     timeoutMs: 3 * MINUTES,
   });
+  await rm(copy, { recursive: true });
   // What the package's own scripts print comes before the JSON.
   const [packed] = JSON.parse(printed.slice(printed.search(/^\[/m))) as { filename: string }[];
   tarball = join(directory, packed?.filename as string);

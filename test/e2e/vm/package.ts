@@ -1,10 +1,11 @@
 /** The Debian package on a machine with systemd. */
 
-import { copyFile, mkdir, readdir, rm, writeFile } from 'node:fs/promises';
+import { copyFile, mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import type { TestContext } from 'node:test';
+import { copyCheckout } from '../../support/checkout.ts';
 import { npmEnvironment } from '../../support/npm.ts';
-import { PROJECT_ROOT, runOk } from '../../support/process.ts';
+import { runOk } from '../../support/process.ts';
 import { randomFor } from '../../support/random.ts';
 import { requirePrograms, type Skip } from '../../support/requires.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
@@ -16,12 +17,9 @@ export function requiresPackaging(): Skip {
   return requirePrograms(programs, 'build-essential, tcmu-runner, systemd and mandoc');
 }
 
-/** Makes the package, and gives its path. In a copy of this checkout: what is compiled for it is compiled anew, while others run what is here. */
+/** Makes the package, and gives its path. */
 async function buildPackage(directory: string): Promise<string> {
-  const copy = join(directory, 'checkout');
-  await mkdir(copy);
-  const entries = (await readdir(PROJECT_ROOT)).filter((name) => name !== '.git' && name !== 'dist');
-  await runOk('cp', ['-a', '--reflink=auto', ...entries, copy], { cwd: PROJECT_ROOT });
+  const copy = await copyCheckout(directory);
   const printed = await runOk(join(copy, 'scripts/build-deb'), [directory], {
     cwd: copy,
     env: npmEnvironment(),
