@@ -90,7 +90,7 @@ test('SIGTERM before the first checkpoint leaves what is done, and --resume goes
   const source = await sourceDisk(t, randomFor(t));
   const folder = await temporaryDirectory(t);
   const target = join(folder, 'disk.qcow2');
-  const args = typescript('src/cli/main.ts', 'convert', '--resume', '-O', 'qcow2', '-c', source, target);
+  const args = lunetteArgs('convert', '--resume', '-O', 'qcow2', '-c', source, target);
   const running = start(t, process.execPath, args);
   const written = async (): Promise<number> =>
     (await stat(join(folder, '.disk.qcow2.lunette-new')).catch(() => undefined))?.size ?? 0;
