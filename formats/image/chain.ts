@@ -350,7 +350,7 @@ export class ChainImage implements Image {
     try {
       const hold = await this.#locks.acquire(range.start, range.length, range.moves);
       try {
-        if (this.#failed !== undefined) throw this.#failed;
+        this.#checkWrite(range.offset, range.bytes); // while it waited the disk may have shrunk, or a flush failed
         if (!this.#begun) await this.#begin();
         const recorder = this.#recorder;
         if (recorder !== undefined && !recorder.tryRecord(range.offset, range.bytes)) {
