@@ -1,4 +1,5 @@
 import { StorageError } from '../core/errors.ts';
+import type { Storage } from '../storage/storage.ts';
 
 /**
  * Which physical blocks of the file are in use, while it is open for writing. Places are indexes: the first block behind the
@@ -75,6 +76,7 @@ export class PhysicalBlocks {
 }
 
 /** When not even retired blocks are left. */
-export function noBlocks(path: string): StorageError {
-  return new StorageError('NO_SPACE', 'all blocks that the block map has room for are in use', { path });
+export function noBlocks(storage: Storage): StorageError {
+  const why = storage.growsZeroed ? 'all blocks that the block map has room for are in use' : 'the device is full';
+  return new StorageError('NO_SPACE', why, { path: storage.path });
 }

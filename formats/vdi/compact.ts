@@ -50,7 +50,7 @@ export async function compact({ storage, geometry, map, blocks, leases }: VdiPar
     const count = new Uint8Array(4);
     new DataView(count.buffer).setUint32(0, round.live, true);
     await storage.writev(HEADER_V1.fields.cBlocksAllocated.at, IoVec.of(count));
-    await storage.resize(geometry.endOf(round.live));
+    if (storage.growsZeroed) await storage.resize(geometry.endOf(round.live)); // a device keeps its size
     await storage.sync();
     return moved;
   }

@@ -197,7 +197,7 @@ export class VdiLayer implements Layer {
     const regions: Region[] = [];
     try {
       for (let block = first; block <= last; block++) {
-        const index = blocks.tryTake() ?? (indexes.length > 0 ? undefined : await this.#takeRetired(blocks));
+        const index = this.#take(blocks) ?? (indexes.length > 0 ? undefined : await this.#takeRetired(blocks));
         if (index === undefined) break;
         indexes.push(index);
         const storageOffset = this.#geometry.placeOf(index);
@@ -231,9 +231,18 @@ export class VdiLayer implements Layer {
     await this.flush();
     await this.#reclaiming;
     await this.#grown();
-    const index = blocks.tryTake();
-    if (index === undefined) throw noBlocks(this.storage.path);
+    const index = this.#take(blocks);
+    if (index === undefined) throw noBlocks(this.storage);
     return index;
+  }
+
+  /** A place for a block, inside the device where the file is one. */
+  #take(blocks: PhysicalBlocks): number | undefined {
+    const index = blocks.tryTake();
+    if (index === undefined || this.storage.growsZeroed) return index;
+    if (this.#geometry.endOf(index + 1) <= this.storage.size) return index;
+    blocks.giveBack(index);
+    return undefined;
   }
 
   async zero(offset: number, length: number, unmap: boolean): Promise<boolean> {
@@ -312,7 +321,7 @@ export class VdiLayer implements Layer {
       // Indexes above the number of blocks there are only while the disk grows: the count must not be higher.
       const next = Math.min(blocks.next, this.#header.cBlocks);
       // Blocks whose end was zeros have not been written up to it.
-      if (copies.length > 0 && this.storage.size < end) await this.#grow(end);
+      if (copies.length > 0 && this.storage.size < end && this.storage.growsZeroed) await this.#grow(end);
       if (next !== this.#countOnDisk) {
         await this.#writeCount(next);
         this.#countOnDisk = next;

@@ -208,19 +208,20 @@ export class SparseExtent implements VmdkExtent {
     };
   }
 
-  /** Space at the end of the file; undefined when sector numbers end there. */
+  /** Space at the end of the file; undefined when sector numbers end there, or it is a device, which has no more. */
   #append(length: number): number | undefined {
     const place = this.#next;
     const next = alignUp(place + length, this.grain);
-    if (next / SECTOR > MAX_SECTOR) return undefined;
+    if (next / SECTOR > MAX_SECTOR || !this.storage.growsZeroed) return undefined;
     this.#next = next;
     return place;
   }
 
   #full(): StorageError {
-    return new StorageError('NO_SPACE', 'a sparse extent’s file ends at 2 TiB: its sectors have numbers of 32 bits', {
-      path: this.storage.path,
-    });
+    const why = this.storage.growsZeroed
+      ? 'a sparse extent’s file ends at 2 TiB: its sectors have numbers of 32 bits'
+      : 'new grains go to the end of the file, and a device has no room behind its end';
+    return new StorageError('NO_SPACE', why, { path: this.storage.path });
   }
 
   #release(places: readonly number[]): void {
@@ -281,7 +282,7 @@ export class SparseExtent implements VmdkExtent {
         return place;
       });
       // Grains whose end was zeros have not been written up to it.
-      if (copies.length > 0 && this.storage.size < this.#next) await this.#grow();
+      if (copies.length > 0 && this.storage.size < this.#next && this.storage.growsZeroed) await this.#grow();
       if (this.#parts.marks.setNext !== undefined && this.#noted !== this.#next) {
         const next = this.#next;
         await this.#parts.marks.setNext(next);

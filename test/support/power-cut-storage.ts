@@ -29,11 +29,14 @@ export class PowerCutStorage implements Storage {
   readonly discards = true;
   maxSize = Number.MAX_SAFE_INTEGER;
   /** Thrown by the next calls, when it answers true. */
-  failing: (call: 'write' | 'sync') => boolean = () => false;
+  failing: (call: 'read' | 'write' | 'sync') => boolean = () => false;
+  /** A write that fails has brought some of its bytes into the file, as a short one does. */
+  tears = false;
   /** Steps so far: writes begun and ended, syncs begun and ended. A cut happens between two of them. Files of one disk share it. */
   readonly clock: { now: number };
   /** A write that was tried without waiting has been chosen to fail. */
   #failsNext = false;
+  #syncFailed = false;
   readonly #random: Random;
   readonly #initial: Uint8Array;
   #bytes: Uint8Array;
@@ -80,6 +83,7 @@ export class PowerCutStorage implements Storage {
 
   async readv(offset: number, iov: IoVec): Promise<void> {
     await this.#turns();
+    if (this.failing('read')) throw new StorageError('IO', 'injected failure of a read', { path: this.path });
     this.#read(offset, iov);
   }
 
@@ -123,17 +127,26 @@ export class PowerCutStorage implements Storage {
   }
 
   async resize(size: number): Promise<void> {
-    if (size > this.#size) return this.#write(this.#size, new Uint8Array(size - this.#size));
-    if (size === this.#size) return;
+    if (!this.growsZeroed) throw new StorageError('INVALID', 'a device keeps its size', { path: this.path });
+    // Done whole or not at all.
+    const { tears } = this;
+    this.tears = false;
+    const old = this.#size;
     // What is cut off reads as zeros when the file grows again; a power cut may bring back that it was longer.
-    await this.#write(size, new Uint8Array(this.#size - size));
-    this.#size = size;
+    const done = size === old ? undefined : this.#write(Math.min(old, size), new Uint8Array(Math.abs(size - old)));
+    this.tears = tears;
+    await done;
+    if (size < old) this.#size = size;
   }
 
+  /** After a failure what had been written may never get to the disk, whatever comes later. */
   async sync(): Promise<void> {
     const issuedAt = this.now++;
     await this.#turns();
-    if (this.failing('sync')) throw new StorageError('IO', 'injected failure of sync', { path: this.path });
+    if (this.#syncFailed || this.failing('sync')) {
+      this.#syncFailed = true;
+      throw new StorageError('IO', 'injected failure of sync', { path: this.path });
+    }
     this.#syncs.push({ issuedAt, completedAt: this.now++ });
   }
 
@@ -180,10 +193,23 @@ export class PowerCutStorage implements Storage {
   async #write(offset: number, bytes: Uint8Array): Promise<void> {
     const fails = this.#failsNext || this.failing('write');
     this.#failsNext = false;
-    if (fails) throw new StorageError('IO', 'injected failure of a write', { path: this.path });
     const room = this.growsZeroed ? this.maxSize : this.#initial.length;
-    if (offset + bytes.length > room) throw new StorageError('NO_SPACE', 'no space left', { path: this.path });
+    const fits = Math.max(0, Math.min(bytes.length, room - offset));
+    if (this.tears && (fails || fits < bytes.length)) await this.#tear(offset, bytes.subarray(0, fits));
+    if (fails) throw new StorageError('IO', 'injected failure of a write', { path: this.path });
+    if (fits < bytes.length) throw new StorageError('NO_SPACE', 'no space left', { path: this.path });
     const event = this.#begin(offset, bytes);
+    await this.#turns();
+    event.completedAt = this.now++;
+  }
+
+  /** Sectors from the start on, perhaps all of them. */
+  async #tear(offset: number, bytes: Uint8Array): Promise<void> {
+    const sectors = Math.ceil((offset + bytes.length) / SECTOR) - Math.floor(offset / SECTOR);
+    const stop = (Math.floor(offset / SECTOR) + this.#random.below(sectors + 1)) * SECTOR;
+    const length = Math.min(bytes.length, Math.max(0, stop - offset));
+    if (length === 0) return;
+    const event = this.#begin(offset, bytes.slice(0, length));
     await this.#turns();
     event.completedAt = this.now++;
   }
