@@ -46,7 +46,7 @@ export class GrainTables {
   readonly entries: number;
   readonly #parts: GrainTableParts;
   readonly #slices: TableSlices;
-  /** Tables that are in the file but in no directory there yet: byte offsets, of the second copy too. */
+  /** Tables that are in the file but perhaps in no directory there yet: byte offsets, of the second copy too. */
   readonly #placed = new Map<number, { primary: number; redundant: number | undefined }>();
 
   constructor(parts: GrainTableParts, cache: BlockCache) {
@@ -112,7 +112,8 @@ export class GrainTables {
   /** Second part: tables that the directory names, both copies, and the directory's new entries. */
   async write(copies: readonly SliceCopy[]): Promise<void> {
     const { directory, redundant } = this.#parts;
-    const fresh = copies.filter(({ slice }) => this.#sectorOf(slice) === 0);
+    // Also those whose directory entries could not be written last time, though in memory they are there.
+    const fresh = copies.filter(({ slice }) => this.#placed.has(slice));
     const places: { at: number; bytes: Uint8Array }[] = [];
     for (const { slice, bytes } of copies) {
       const sector = this.#sectorOf(slice);
@@ -128,11 +129,11 @@ export class GrainTables {
       setU32LE(directory.bytes, 4 * slice, place.primary / SECTOR);
       if (redundant !== undefined && place.redundant !== undefined)
         setU32LE(redundant.bytes, 4 * slice, place.redundant / SECTOR);
-      this.#placed.delete(slice);
     }
     for (const copy of [directory, redundant]) {
       if (copy !== undefined) await this.#writeDirectory(copy, fresh);
     }
+    for (const { slice } of fresh) this.#placed.delete(slice);
   }
 
   written(copies: readonly SliceCopy[]): void {
