@@ -210,13 +210,23 @@ async function run(workload: Workload, random: Random): Promise<void> {
   const image = await openWith(workload, storage, random, data);
   const unit = image.limits.allocationUnit;
   const scale = random.pick([unit, image.limits.zeroUnit]);
-  // Now and then the disk is full, or a write fails: what was reported as done stays done.
+  // Now and then the disk is full, or reads, writes or syncs fail, whole or half-way: what was reported as done stays done.
   const full = random.chance(0.3);
-  const failing = random.chance(0.2);
+  const failing = random.chance(0.3);
+  const chances = {
+    read: failing && random.chance(0.5) ? random.pick([0.01, 0.05]) : 0,
+    write: failing ? random.pick([0, 0.05, 0.2]) : 0,
+    sync: failing && random.chance(0.3) ? 0.02 : 0,
+  };
+  const tears = random.chance(0.5);
+  let looking = false;
   for (let i = random.between(5, 40); i > 0; i--) {
     for (const file of data === undefined ? [storage] : [storage, data]) {
       if (full) file.maxSize = random.chance(0.5) ? file.size : Number.MAX_SAFE_INTEGER;
-      if (failing) file.failing = (call) => call === 'write' && random.chance(0.05);
+      // For a while, then not.
+      const calm = random.chance(0.3);
+      file.failing = (call) => !calm && !looking && chances[call] > 0 && random.chance(chances[call]);
+      file.tears = tears;
     }
     const pending = Array.from({ length: random.between(1, 4) }, () => change(random, image, workload, scale));
     if (random.chance(0.3)) pending.push(model.flush(() => image.flush()));
@@ -225,7 +235,9 @@ async function run(workload: Workload, random: Random): Promise<void> {
     }
     if (!random.chance(0.2)) continue;
     // A change that failed may have happened in part: what is seen now is what must be kept.
+    looking = true;
     model.current = await readAll(image);
+    looking = false;
     await restructure(random, image, model, unit).catch((error: unknown) => {
       // Narrow refcounts cannot count many snapshots; version 2 cannot resize with snapshots or over a longer parent.
       if (!['NO_SPACE', 'IO', 'TOO_LARGE', 'UNSUPPORTED'].includes(codeOf(error))) throw error;
