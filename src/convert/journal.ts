@@ -73,8 +73,13 @@ export class Journal {
       const length = (await readText(path))?.startsWith(text) === true ? Buffer.byteLength(text) : 0;
       // What is cut first is never taken for whole lines of the new one.
       const journal = new Journal(path, await openNew(path, length), sync, length);
-      if (length === 0) await journal.#append(text);
-      await journal.#reserve();
+      try {
+        if (length === 0) await journal.#append(text);
+        await journal.#reserve();
+      } catch (error) {
+        await journal.#handle.close().catch(() => undefined);
+        throw error;
+      }
       return journal;
     } catch (error) {
       throw fromSystemError(error, 'cannot keep a journal', { path });

@@ -3,7 +3,9 @@ import { execFile } from 'node:child_process';
 import {
   appendFile,
   mkdir,
+  readdir,
   readFile,
+  readlink,
   rename,
   rmdir,
   stat,
@@ -22,6 +24,8 @@ import {
   readJournal,
   removeJournal,
 } from '../../../src/convert/journal.ts';
+import { mountMemory } from '../../support/mounts.ts';
+import { requires } from '../../support/requires.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
 
 const HEAD: JournalHead = {
@@ -136,6 +140,19 @@ test('a journal is not written through a link', async (t) => {
   await symlink('precious', join(folder, 'journal'));
   await assert.rejects(Journal.begin(join(folder, 'journal'), HEAD, [], false), { path: join(folder, 'journal') });
   assert.equal(await readFile(join(folder, 'precious'), 'utf8'), 'precious');
+});
+
+test('a journal that a full disk does not take leaves no file open', { skip: requires.root() }, async (t) => {
+  const path = join(await mountMemory(t, 64 * 1024), 'journal');
+  const head = { ...HEAD, options: 'x'.repeat(1024 * 1024) };
+  await assert.rejects(Journal.begin(path, head, [], false), { code: 'NO_SPACE' });
+  const open = await Promise.all(
+    (await readdir('/proc/self/fd')).map((fd) => readlink(`/proc/self/fd/${fd}`).catch(() => '')),
+  );
+  assert.deepEqual(
+    open.filter((file) => file.includes(path)),
+    [],
+  );
 });
 
 test('removing a journal says whether there was one', async (t) => {
