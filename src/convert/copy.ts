@@ -100,6 +100,8 @@ class DiskCopy {
   #failure: unknown;
   /** What was observed ends there. */
   #observed = 0;
+  /** Where the last piece begins that was observed. */
+  #lastMark: DigestMark | undefined;
   /** Where the first piece begins that was observed and not written. */
   #failedAt: DigestMark | undefined;
 
@@ -151,8 +153,11 @@ class DiskCopy {
   /** What is whole of a copy that failed is of use. */
   async #lastCheckpoint(): Promise<void> {
     const { checkpoints } = this.#options;
-    if (checkpoints === undefined || this.#observed === 0) return;
-    await checkpoints.last(this.#failedAt ?? checkpoints.mark(this.#observed));
+    if (checkpoints === undefined || this.#lastMark === undefined) return;
+    let mark = this.#failedAt ?? checkpoints.mark(this.#observed);
+    // At the disk's end a mark may lie within a unit, from which no copy can go on.
+    if (mark.done % this.#unit !== 0) mark = this.#lastMark;
+    await checkpoints.last(mark);
   }
 
   async #copy(): Promise<void> {
@@ -249,6 +254,7 @@ class DiskCopy {
     this.#check();
     const { observe, checkpoints } = this.#options;
     const mark = checkpoints?.mark(chunk.offset);
+    this.#lastMark = mark;
     let work: Promise<void> | undefined;
     try {
       this.#observed = chunk.offset + chunk.length;

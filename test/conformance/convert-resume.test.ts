@@ -312,6 +312,28 @@ for (const [kind, small] of Object.entries(SMALL)) {
   });
 }
 
+test('a compressed conversion that is interrupted when all is written is continued, also where the disk ends within a cluster', {
+  skip,
+}, async (t) => {
+  const folder = await temporaryDirectory(t);
+  const path = join(await temporaryDirectory(t), 'source.raw');
+  const size = 3.5 * MiB;
+  await writeFile(path, Buffer.alloc(size, 'what packs well '));
+  const target = join(folder, 'disk.qcow2');
+  const given = { format: 'qcow2', compress: true, values: { cluster_size: '2M' } };
+  const stop = new AbortController();
+  const progress = (done: number): void => {
+    if (done === size) stop.abort();
+  };
+  const options = { ...given, signal: stop.signal, progress, resume: LATE };
+  const { error } = await attempt({ target, disk: await openSource(t, path), options });
+  assert.equal(error?.code, 'ABORTED');
+  const { said, error: none } = await attempt({ target, disk: await openSource(t, path), options: given });
+  assert.equal(none, undefined);
+  assert.match(said.join('\n'), /^goes on where an earlier conversion ended, at 57 %/);
+  assert.equal(await qemu.compare(target, path, '-f', 'qcow2', '-F', 'raw'), true);
+});
+
 test('over a backing file a conversion is continued, too, and still writes only what differs', { skip }, async (t) => {
   const random = randomFor(t);
   const folder = await temporaryDirectory(t);
