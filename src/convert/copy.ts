@@ -1,5 +1,5 @@
 import { LunetteError } from '../../formats/core/errors.ts';
-import { alignDown, MiB } from '../../formats/core/units.ts';
+import { alignDown, alignUp, MiB } from '../../formats/core/units.ts';
 import type { EncodedUnit, ExtentBuffer, Image, Layer, Storage } from '../../formats/index.ts';
 import { IoVec } from '../../formats/index.ts';
 import { ChunkMemory } from './chunk-memory.ts';
@@ -428,7 +428,8 @@ class DiskCopy {
 
 /** Bytes of what is read and written as a whole. */
 export function copyUnit(target: Image, sparseSize = DEFAULT_SPARSE_SIZE): number {
-  return Math.max(target.limits.allocationUnit, target.compression?.unit ?? 1, Math.min(sparseSize, CHUNK), 512);
+  const least = Math.max(target.limits.allocationUnit, target.compression?.unit ?? 1, 512);
+  return Math.max(least, alignUp(Math.min(sparseSize, CHUNK), least));
 }
 
 async function all(pending: readonly Promise<void>[]): Promise<void> {

@@ -47,6 +47,7 @@ const TARGETS: readonly (readonly [format: string, ...args: string[]])[] = [
   ['qcow2', '-o', 'cluster_size=2M'],
   ['qcow2', '-o', 'compat=0.10'],
   ['qcow2', '-c'],
+  ['qcow2', '-c', '-S', '160k'],
   ['qcow2', '-c', '-o', 'compression_type=zstd,cluster_size=4k'],
   ['vmdk'],
   ['vmdk', '-o', 'subformat=monolithicFlat'],
