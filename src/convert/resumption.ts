@@ -28,7 +28,8 @@ import { countProven, type ProofOptions } from './proof.ts';
 import { type DigestMark, RangeDigest } from './range-digest.ts';
 import type { DataRun } from './runs.ts';
 import { identityOf } from './source-identity.ts';
-import { type StagedTarget, temporaryName } from './staging.ts';
+import { temporaryName } from './staged-names.ts';
+import type { StagedTarget } from './staging.ts';
 
 const EVERY_MS = 1000;
 /** A checkpoint waits for the disk: no more than a fifth of the time goes there. */

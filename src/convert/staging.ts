@@ -4,9 +4,8 @@ import path from 'node:path';
 import { codeOf, errnoOf, fromSystemError, LunetteError } from '../../formats/core/errors.ts';
 import type { Storage, StorageOpener } from '../../formats/index.ts';
 import { exchangeNames } from '../io/native.ts';
-
-/** Longest name of a file on Linux' file systems. */
-const MAX_NAME = 255;
+import { type Change, endNameChange, NameChange } from './name-change.ts';
+import { syncFile, temporaryName } from './staged-names.ts';
 
 export interface StagingOptions {
   readonly openStorage: StorageOpener;
@@ -19,6 +18,8 @@ export interface StagingOptions {
   readonly exchange?: ((one: string, other: string) => boolean) | undefined;
   /** Makes the names in a folder durable. Default: fsync. */
   readonly syncFolder?: ((folder: string) => Promise<void>) | undefined;
+  /** Does what changes names or empties files, one step at a time. Default: just that. */
+  readonly change?: Change | undefined;
 }
 
 interface Staged {
@@ -41,8 +42,8 @@ export class StagedTarget {
   readonly #locks: Storage[] = [];
   /** There was something under the main name that an earlier attempt left. */
   #tookOver = false;
-  /** An attempt that was killed had moved what was there aside, and the main file had not got its name: that is undone for the others, too. */
-  #goesBack = false;
+  /** What goes when all files have their names. */
+  #naming: NameChange | undefined;
   /** A commit failed, and not all of it could be undone: whatever is there may be of worth. */
   #mixed = false;
 
@@ -59,6 +60,7 @@ export class StagedTarget {
   static async begin(file: string, options: StagingOptions): Promise<StagedTarget> {
     const staged = new StagedTarget(await followLinks(file), options);
     try {
+      await staged.#endEarlier();
       await staged.#make(staged.path);
     } catch (error) {
       if (staged.found) await staged.release();
@@ -107,12 +109,12 @@ export class StagedTarget {
   /** Lets go of what an earlier attempt left: the main file is empty, and the only one. */
   async restart(): Promise<void> {
     for (const { temporary, replaces } of this.#files.splice(1)) {
-      await unlink(temporary).catch(() => undefined);
+      await this.#change(() => unlink(temporary)).catch(() => undefined);
       if (replaces === undefined) continue;
       this.#locks.splice(this.#locks.indexOf(replaces), 1);
       await replaces.close();
     }
-    await emptyFile(this.temporary);
+    await this.#change(() => emptyFile(this.temporary));
     this.#tookOver = false;
   }
 
@@ -121,7 +123,7 @@ export class StagedTarget {
     const temporary = temporaryName(file);
     if (!existsSync(temporary)) return;
     await this.#takeOver(temporary, file)
-      .then(() => unlink(temporary))
+      .then(() => this.#change(() => unlink(temporary)))
       .catch(() => undefined);
   }
 
@@ -162,6 +164,7 @@ export class StagedTarget {
       throw error;
     }
     // What had the names before goes.
+    await this.#naming?.end();
     await this.abort();
   }
 
@@ -173,49 +176,49 @@ export class StagedTarget {
   /** Removes what was made. Never throws. */
   async abort(): Promise<void> {
     if (!this.#mixed) {
-      for (const { temporary, final } of this.#files) {
-        await unlink(temporary).catch(() => undefined);
-        await unlink(asideName(final)).catch(() => undefined);
-      }
+      for (const { temporary } of this.#files) await this.#change(() => unlink(temporary)).catch(() => undefined);
     }
     await this.#unlock();
   }
 
   /** @param undo gets how to undo what was done, in the order in which it was done */
   async #giveNames(undo: (() => Promise<void>)[]): Promise<void> {
+    const replaced = this.#files.filter(({ replaces, final }) => replaces !== undefined && existsSync(final));
+    const [main, ...further] = this.#files as [Staged, ...Staged[]];
+    if (further.length > 0 && replaced.length > 0) {
+      const replaces = (final: string): boolean => replaced.some((staged) => staged.final === final);
+      const finals = this.#files.map(({ final }) => final);
+      this.#naming = new NameChange(finals, replaces, (step) => this.#change(step));
+      return this.#naming.run(undo, this.#options.sync);
+    }
+    // Until the main one has its name, nothing leads to the others.
+    for (const { temporary, final } of further.reverse()) {
+      await this.#change(() => rename(temporary, final));
+      undo.push(() => this.#change(() => rename(final, temporary)));
+    }
+    await this.#nameMain(main, replaced.length > 0, undo);
+  }
+
+  async #nameMain({ temporary, final }: Staged, replacing: boolean, undo: (() => Promise<void>)[]): Promise<void> {
     const { exchange = exchangeNames } = this.#options;
-    // Other files of the disk first: until the main one has its name, nothing leads to them.
-    const order = [...this.#files].reverse();
     // Swapped, not replaced, where something is there: it can be swapped back, and ext4 does not write the whole new file back first, as it
     // does for those that replace others.
-    const swapped = new Set<Staged>();
-    for (const staged of order) {
-      const { temporary, final } = staged;
-      if (staged.replaces === undefined || !existsSync(final)) continue;
-      if (!exchange(temporary, final)) continue;
-      swapped.add(staged);
+    if (replacing && (await this.#change(async () => exchange(temporary, final)))) {
       undo.push(async () => {
-        if (!exchange(temporary, final)) this.#mixed = true;
+        if (!(await this.#change(async () => exchange(temporary, final)))) this.#mixed = true;
       });
+      return;
     }
-    const others = order.filter((staged) => !swapped.has(staged));
-    // One file replaces another in one step. Of several all old ones go aside before, the main one first: a set of which one half is old
-    // and the other new is found by nobody.
-    if (order.length > 1) {
-      for (const { final, replaces } of [...others].reverse()) {
-        if (replaces === undefined || !existsSync(final)) continue;
-        await rename(final, asideName(final));
-        undo.push(() => rename(asideName(final), final));
-      }
-    }
-    for (const { temporary, final, replaces } of others) {
-      const replacing = order.length === 1 && replaces !== undefined && existsSync(final);
-      await rename(temporary, final);
-      undo.push(async () => {
-        if (replacing) this.#mixed = true;
-        else await rename(final, temporary);
-      });
-    }
+    await this.#change(() => rename(temporary, final));
+    undo.push(async () => {
+      if (replacing) this.#mixed = true;
+      else await this.#change(() => rename(final, temporary));
+    });
+  }
+
+  #change<T>(step: () => Promise<T>): Promise<T> {
+    const { change } = this.#options;
+    return change === undefined ? step() : change(step);
   }
 
   /** @returns whether all names lead where they led */
@@ -245,40 +248,32 @@ export class StagedTarget {
   }
 
   async #make(final: string): Promise<void> {
-    await this.#bringBack(final);
     const existing = await this.#lockExisting(final);
     const temporary = temporaryName(final);
     const isMain = this.#files.length === 0;
     let made = true;
     try {
-      await (await open(temporary, 'wx')).close();
+      await this.#change(() => makeFile(temporary));
     } catch (error) {
       if (errnoOf(error) !== 'EEXIST') throw fromSystemError(error, 'cannot write it', { path: final });
       made = false;
     }
     if (!made) {
       await this.#takeOver(temporary, final);
-      made = await renewIfLinked(temporary, final);
+      made = await this.#change(() => renewIfLinked(temporary, final));
     }
     this.#files.push({ final, temporary, replaces: existing?.lock });
     if (isMain) this.#tookOver = !made;
-    if (!made && this.#options.keep !== true) await emptyFile(temporary);
+    if (!made && this.#options.keep !== true) await this.#change(() => emptyFile(temporary));
     if (existing !== undefined) await this.#likeExisting(temporary, existing.like, final);
   }
 
-  /** An attempt that was killed between two names may have left the old file aside. */
-  async #bringBack(final: string): Promise<void> {
-    const aside = asideName(final);
-    if (!existsSync(aside)) return;
-    // An attempt that runs has it locked.
-    await this.#takeOver(aside, final);
-    if (this.#files.length === 0) this.#goesBack = !existsSync(final);
-    try {
-      if (this.#goesBack) await rename(aside, final);
-      else await unlink(aside);
-    } catch (error) {
-      throw fromSystemError(error, 'cannot bring back what an earlier attempt moved aside', { path: final });
-    }
+  /** An attempt that was killed between two names may have left old files aside. */
+  async #endEarlier(): Promise<void> {
+    // One that runs has its files locked.
+    if (existsSync(temporaryName(this.path))) await this.#takeOver(temporaryName(this.path), this.path);
+    const claim = (file: string, final: string): Promise<void> => this.#takeOver(file, final);
+    await endNameChange(this.path, this.#options.keep === true, claim, (step) => this.#change(step));
   }
 
   /** Locks what has the name now. @returns what it is like, and the lock; undefined when there is nothing */
@@ -330,17 +325,6 @@ export class StagedTarget {
   }
 }
 
-/** A hidden name beside a file: the same for every attempt, so that what a killed one leaves does not pile up. */
-export function temporaryName(file: string, suffix = '.lunette-new'): string {
-  const base = Buffer.from(path.basename(file));
-  const room = MAX_NAME - 1 - suffix.length;
-  return path.join(path.dirname(file), `.${base.subarray(0, room).toString()}${suffix}`);
-}
-
-function asideName(file: string): string {
-  return temporaryName(file, '.lunette-old');
-}
-
 async function followLinks(file: string): Promise<string> {
   try {
     return await realpath(file);
@@ -362,22 +346,17 @@ async function renewIfLinked(temporary: string, final: string): Promise<boolean>
   try {
     if ((await stat(temporary)).nlink < 2) return false;
     await unlink(temporary);
-    await (await open(temporary, 'wx')).close();
+    await makeFile(temporary);
     return true;
   } catch (error) {
     throw fromSystemError(error, 'cannot write it', { path: final });
   }
 }
 
-async function emptyFile(file: string): Promise<void> {
-  await (await open(file, 'w')).close();
+async function makeFile(file: string): Promise<void> {
+  await (await open(file, 'wx')).close();
 }
 
-async function syncFile(file: string): Promise<void> {
-  const handle = await open(file, 'r');
-  try {
-    await handle.sync();
-  } finally {
-    await handle.close();
-  }
+async function emptyFile(file: string): Promise<void> {
+  await (await open(file, 'w')).close();
 }

@@ -1,10 +1,12 @@
 import assert from 'node:assert/strict';
 import { existsSync, renameSync } from 'node:fs';
-import { link, readdir, readFile, unlink, writeFile } from 'node:fs/promises';
+import { link, readdir, readFile, rm, symlink, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { IoVec, type StorageOpener } from '../../../formats/index.ts';
-import { StagedTarget, type StagingOptions, temporaryName } from '../../../src/convert/staging.ts';
+import type { Change } from '../../../src/convert/name-change.ts';
+import { temporaryName } from '../../../src/convert/staged-names.ts';
+import { StagedTarget, type StagingOptions } from '../../../src/convert/staging.ts';
 import { openStorage } from '../../../src/io/open-storage.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
 
@@ -177,28 +179,119 @@ test('names that were swapped and cannot be swapped back: the old file stays, hi
   assert.equal(await text(folder, '.main.lunette-new'), 'old main');
 });
 
-test('what an attempt moved aside before it was killed comes back: all of it, or nothing', async (t) => {
-  const aside = (folder: string, name: string): string => join(folder, `.${name}.lunette-old`);
-  const folder = await temporaryDirectory(t);
-  // Killed when the extent had its name, and the main file did not.
-  for (const name of ['main', 'extent']) await writeFile(aside(folder, name), `old ${name}`);
-  await writeFile(join(folder, 'extent'), 'new extent');
-  await (await twoFiles(t, folder)).abort();
-  for (const name of ['main', 'extent']) assert.equal(await text(folder, name), `old ${name}`);
-  assert.deepEqual((await readdir(folder)).sort(), ['extent', 'main']);
-  // Killed when both had theirs.
-  for (const name of ['main', 'extent']) await writeFile(aside(folder, name), `older ${name}`);
-  await (await twoFiles(t, folder)).abort();
-  for (const name of ['main', 'extent']) assert.equal(await text(folder, name), `old ${name}`);
-  assert.deepEqual((await readdir(folder)).sort(), ['extent', 'main']);
-});
+/** Lets so many changes of names happen, and none after them: what a process that is killed leaves. */
+function dying(after: number): { change: Change; died(): boolean } {
+  let steps = 0;
+  return {
+    change: async (step) => {
+      if (++steps > after) throw new Error('killed');
+      return step();
+    },
+    died: () => steps > after,
+  };
+}
+
+/** One attempt at a disk in two files, or in one, that ends in its names or is given up, or is killed. @returns whether it was killed */
+async function attempt(
+  folder: string,
+  round: number,
+  after: number,
+  { files, commits = true, ...options }: { files: number; commits?: boolean } & Partial<StagingOptions>,
+): Promise<boolean> {
+  const { change, died } = dying(after);
+  let staged: StagedTarget | undefined;
+  try {
+    staged = await StagedTarget.begin(join(folder, 'main'), { openStorage, sync: false, change, ...options });
+    await writeFile(staged.temporary, `${round} main`);
+    if (files > 1) {
+      const extent = await staged.createFile(join(folder, 'extent'));
+      await extent.writev(0, IoVec.of(Buffer.from(`${round} extent`)));
+      await extent.close();
+    }
+    if (commits) await staged.commit();
+    else await staged.abort();
+  } catch (error) {
+    if (!died()) throw error;
+    // Its locks go with it, and nothing else.
+    await staged?.release();
+  }
+  return died();
+}
+
+/** Which attempts the files under their names are of: the main one, and the extent. */
+async function found(folder: string): Promise<(string | undefined)[]> {
+  const of = async (name: string): Promise<string | undefined> =>
+    (await text(folder, name).catch(() => undefined))?.split(' ')[0];
+  return [await of('main'), await of('extent')];
+}
+
+for (const before of ['two files', 'one file'] as const) {
+  test(`a disk in ${before} stays whole or is replaced when an attempt is killed at any step, and the next at any of its own`, async (t) => {
+    const old = before === 'two files' ? ['main', 'extent'] : ['main'];
+    let moments = 0;
+    for (const next of [{ files: 2 }, { files: 1, commits: false }]) {
+      for (let first = 0, killed = true; killed; first++) {
+        for (let second = 0, again = true; again; second++) {
+          const folder = await temporaryDirectory(t);
+          for (const name of old) await writeFile(join(folder, name), `0 ${name}`);
+          killed = await attempt(folder, 1, first, { files: 2, ...noExchange });
+          const where = `${first} ${second} ${JSON.stringify(next)}`;
+          const check = async (whole: boolean): Promise<void> => {
+            const [main, extent] = await found(folder);
+            if (main === undefined && !whole) return; // it does not open
+            assert.ok(main !== undefined, where);
+            // A main file alone does not look at the other.
+            if (main !== '0' || old.length > 1) assert.equal(main, extent, where);
+          };
+          await check(false);
+          again = await attempt(folder, 2, second, { ...next, ...noExchange });
+          await check(false);
+          await attempt(folder, 3, Number.POSITIVE_INFINITY, { files: 1, commits: false, ...noExchange });
+          await check(true);
+          assert.ok(!existsSync(join(folder, '.main.lunette-old')), where);
+          assert.ok(!existsSync(join(folder, '.extent.lunette-old')), where);
+          assert.ok(!existsSync(join(folder, '.main.lunette-names')), where);
+          await rm(folder, { recursive: true });
+          moments++;
+        }
+      }
+    }
+    t.diagnostic(`${moments} moments`);
+  });
+}
 
 test('what an attempt that runs has moved aside stays its own', async (t) => {
   const folder = await temporaryDirectory(t);
-  await writeFile(join(folder, '.main.lunette-old'), 'old main');
-  const running = await openStorage(join(folder, '.main.lunette-old'), { readOnly: false });
-  t.after(() => running.close());
-  await running.lock('write');
-  await assert.rejects(twoFiles(t, folder), { code: 'LOCKED' });
-  assert.deepEqual(await readdir(folder), ['.main.lunette-old']);
+  await oldFiles(folder);
+  const names = { seen: false };
+  const staged = await twoFiles(t, folder, openStorage, {
+    change: async (step) => {
+      const result = await step();
+      if (!existsSync(join(folder, '.extent.lunette-old')) || names.seen) return result;
+      names.seen = true;
+      const before = await readdir(folder);
+      await assert.rejects(twoFiles(t, folder), { code: 'LOCKED' });
+      assert.deepEqual(await readdir(folder), before);
+      return result;
+    },
+  });
+  await staged.commit();
+  assert.ok(names.seen);
+  assert.equal(await text(folder, 'extent'), 'new extent');
+  assert.deepEqual((await readdir(folder)).sort(), ['extent', 'main']);
+});
+
+test('a record of names that is none, or that somebody else put there, moves nothing', async (t) => {
+  const folder = await temporaryDirectory(t);
+  const record = join(folder, '.main.lunette-names');
+  await writeFile(join(folder, '.other.lunette-old'), 'other');
+  for (const nonsense of ['', '[{', 'null\n', '[{"final":"other","replaced":true}]\n', '[1]\n']) {
+    await writeFile(record, nonsense);
+    await (await twoFiles(t, folder)).abort();
+    assert.deepEqual(await readdir(folder), ['.other.lunette-old'], nonsense);
+  }
+  await writeFile(join(folder, 'planted'), JSON.stringify([{ final: join(folder, 'other'), replaced: true }]));
+  await symlink('planted', record);
+  await (await twoFiles(t, folder)).abort();
+  assert.equal(await text(folder, '.other.lunette-old'), 'other');
 });
