@@ -7,6 +7,7 @@ import type { TcmuUio } from '../lio/uio-devices.ts';
 import { keyOf, parseBackstoreName } from '../lio/user-backstore.ts';
 import type { AwaitedEvent } from '../netlink/channel.ts';
 import { closeInOrder } from './close-in-order.ts';
+import { Coalesced } from './coalesced.ts';
 import { LastingChannel } from './lasting-channel.ts';
 import { describe, type ServerLog } from './log.ts';
 import { connectSystemBus } from './system-bus.ts';
@@ -53,6 +54,7 @@ export class TcmuService {
   #objects: TcmuObjects | undefined;
   #ownBus: BusService | undefined;
   readonly #stopping = new AbortController();
+  readonly #looks = new Coalesced((why) => this.#lookAround(why));
 
   private constructor(options: TcmuServiceOptions, kernel: TcmuKernel, lock: { release(): void }) {
     this.#kernel = kernel;
@@ -155,12 +157,12 @@ export class TcmuService {
   #listen(): LastingChannel {
     return new LastingChannel((listener) => this.#kernel.channel(listener), {
       event: (event) => this.#onEvent(event),
-      overflow: () => void this.#lookAround('events were lost'),
+      overflow: () => void this.#looks.ask('events were lost'),
       expired: (deviceId) =>
         this.#log.error({ deviceId }, `device ${deviceId}: not answered in time, the kernel was told that it failed`),
       trouble: (what, errno) => this.#log.warn({ errno }, `netlink: ${what} (errno ${-errno})`),
       lost: (problem) => this.#log.error({}, problem),
-      back: () => void this.#lookAround('the socket is open again'),
+      back: () => void this.#looks.ask('the socket is open again'),
     });
   }
 
@@ -181,10 +183,12 @@ export class TcmuService {
     }
   }
 
-  /** Devices that were there before us. */
-  async #takeOver(): Promise<void> {
+  /** Serves all devices that are there. @returns their keys */
+  async #takeOver(): Promise<ReadonlySet<string>> {
     const devices = (await this.#kernel.devices()).filter(({ backstore }) => isOurHandler(backstore.config));
-    await Promise.all(devices.map((uio) => this.#tryAdopt(this.#entry(uio))));
+    const entries = devices.map((uio) => this.#entry(uio));
+    await Promise.all(entries.map((entry) => (entry.disk === undefined ? this.#tryAdopt(entry) : undefined)));
+    return new Set(entries.map(({ backstore }) => backstore.key));
   }
 
   /** Takes over one device. One with which that fails does not keep us from the others. */
@@ -258,16 +262,11 @@ export class TcmuService {
 
   /** Events were lost: finds devices that came or went meanwhile. */
   async #lookAround(why: string): Promise<void> {
+    if (this.#stopping.signal.aborted) return;
     this.#log.warn({}, `netlink: ${why}, looking for devices`);
     try {
       await this.#kernel.blockNetlink(true);
-      const seen = new Set<string>();
-      for (const uio of await this.#kernel.devices()) {
-        if (!isOurHandler(uio.backstore.config)) continue;
-        const entry = this.#entry(uio);
-        seen.add(entry.backstore.key);
-        if (entry.disk === undefined) await this.#tryAdopt(entry);
-      }
+      const seen = await this.#takeOver();
       for (const entry of [...this.#entries.values()]) {
         if (!seen.has(entry.backstore.key)) await this.#inTurn(entry, () => this.#forget(entry));
       }

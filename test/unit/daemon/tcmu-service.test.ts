@@ -89,6 +89,36 @@ test('when events are lost, devices that came are served and those that went are
   assert.equal((await second.ring.in(cdb.read10(0, 8), 4096)).status, 0);
 });
 
+test('devices are looked for one time after the other, and once more for all events that were lost meanwhile', {
+  skip,
+}, async (t) => {
+  const { kernel, start, image } = await setUp(t);
+  const service = await start();
+  const devices = kernel.devices.bind(kernel);
+  let [looks, atOnce, most] = [0, 0, 0];
+  let go: () => void = () => undefined;
+  const held = new Promise<void>((resolve) => {
+    go = resolve;
+  });
+  kernel.devices = async () => {
+    looks++;
+    most = Math.max(most, ++atOnce);
+    const found = await devices();
+    await held;
+    atOnce--;
+    return found;
+  };
+  kernel.overflow();
+  await until(() => looks === 1, 'the first look');
+  // What came since is not among what the first one has found.
+  await kernel.make(1, 'late', `qcow2/${await image('late')}`, SIZE);
+  for (let i = 0; i < 5; i++) kernel.overflow();
+  go();
+  await until(() => service.disks.length === 1, 'the second look');
+  await until(() => atOnce === 0, 'all looks');
+  assert.deepEqual([looks, most], [2, 1]);
+});
+
 test('a ring that breaks is emptied and serves again; one that goes on breaking is given up, and others go on', {
   skip,
 }, async (t) => {
