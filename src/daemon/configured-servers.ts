@@ -8,6 +8,10 @@ import { describe, type ServerLog } from './log.ts';
 import type { NbdImageServer } from './nbd-image-server.ts';
 import type { ExportRequest } from './open-export.ts';
 import { readSecret } from './secret.ts';
+import { sideBySide } from './side-by-side.ts';
+
+/** Exports that are opened at the same time: a server that does not answer holds up none of the others. */
+const OPENED_AT_ONCE = 8;
 
 type Transport = ConfiguredExport['transport'];
 
@@ -37,6 +41,10 @@ export class ConfiguredServers {
   /** Each while it has exports. */
   #iscsi: ImageServer | undefined;
   #nbd: NbdImageServer | undefined;
+  /** Each while it begins to listen, for all exports that wait for it. */
+  #starting: { iscsi?: Promise<ImageServer> | undefined; nbd?: Promise<NbdImageServer> | undefined } = {};
+  /** Names of all exports, as the configuration has them. */
+  #order: readonly string[] = [];
   #turn: Promise<unknown> = Promise.resolve();
 
   private constructor(host: ImageHost, log: ServerLog) {
@@ -47,13 +55,14 @@ export class ConfiguredServers {
   /** @param host opens the images, with the cache that all share; it stays the caller's */
   static async start(config: DaemonConfig, host: ImageHost, log: ServerLog): Promise<ConfiguredServers> {
     const servers = new ConfiguredServers(host, log);
-    for (const entry of config.export) await servers.#start(entry, config);
+    await servers.#startAll(config.export, config);
     return servers;
   }
 
-  /** What is served, in the order in which it began. */
+  /** What is served, in the order of the configuration. */
   get served(): readonly ServedExport[] {
-    return [...this.#served.values()];
+    const place = ({ entry: { name } }: ServedExport): number => this.#order.indexOf(name);
+    return [...this.#served.values()].sort((a, b) => place(a) - place(b));
   }
 
   get failed(): readonly FailedExport[] {
@@ -79,9 +88,9 @@ export class ConfiguredServers {
     for (const { name } of ending) await this.#stop(name);
     await this.#closeUnused();
     const beginning = new Set([...changes.added, ...changes.changed.map(({ to }) => to)].map(({ name }) => name));
-    for (const entry of config.export) if (beginning.has(entry.name)) await this.#start(entry, config);
     // What failed may have found its file meanwhile.
-    for (const { entry } of this.failed) if (!beginning.has(entry.name)) await this.#start(entry, config);
+    const again = ({ name }: ConfiguredExport): boolean => beginning.has(name) || this.#failed.has(name);
+    await this.#startAll(config.export.filter(again), config);
   }
 
   /** Ends one export. It comes back with the next start, or when its configuration changes. @returns false when none of the name is served */
@@ -118,6 +127,16 @@ export class ConfiguredServers {
     return done;
   }
 
+  /** Side by side, but for those of one image, of which the first may lock it, and targets of the kernel, which share its folders. */
+  async #startAll(entries: readonly ConfiguredExport[], config: DaemonConfig): Promise<void> {
+    this.#order = config.export.map(({ name }) => name);
+    const lane = ({ transport, overlay, image }: ConfiguredExport): string =>
+      transport === 'lio' ? 'lio' : `file ${overlay ?? image}`;
+    await sideBySide(entries, OPENED_AT_ONCE, lane, (entry) => this.#start(entry, config));
+    this.#starting = {};
+    await this.#closeUnused();
+  }
+
   async #start(entry: ConfiguredExport, config: DaemonConfig): Promise<void> {
     const { name, transport, image } = entry;
     try {
@@ -128,19 +147,20 @@ export class ConfiguredServers {
     } catch (error) {
       this.#failed.set(name, { entry, reason: describe(error) });
       this.#log.error({ error, transport, image }, `${name} is not served over ${transport}: ${describe(error)}`);
-      await this.#closeUnused();
     }
   }
 
   async #serve(entry: ConfiguredExport, config: DaemonConfig): Promise<ServedExport> {
     const request = requestOf(entry);
     if (entry.transport === 'iscsi') {
-      const server = (this.#iscsi ??= await startIscsi(config, this.#host, this.#log));
+      this.#starting.iscsi ??= this.#iscsi === undefined ? startIscsi(config, this.#host, this.#log) : undefined;
+      const server = (this.#iscsi ??= (await this.#starting.iscsi) as ImageServer);
       const { target, url } = await server.add(request);
       return { entry, url, close: () => server.remove(target) };
     }
     if (entry.transport === 'nbd') {
-      const server = (this.#nbd ??= await startNbd(config, this.#host, this.#log));
+      this.#starting.nbd ??= this.#nbd === undefined ? startNbd(config, this.#host, this.#log) : undefined;
+      const server = (this.#nbd ??= (await this.#starting.nbd) as NbdImageServer);
       const { name, url } = await server.add(request);
       return { entry, url, close: () => server.remove(name) };
     }
