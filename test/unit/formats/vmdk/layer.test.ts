@@ -213,6 +213,41 @@ test('flat disks offer discards only where all their files can', async () => {
   }
 });
 
+test('a discard of sparse and flat extents is never an error; what a flat one cannot give back stays, and is said', async () => {
+  const size = 2 * GRAIN;
+  const thin = await sparse(2);
+  const flat = new MemoryStorage({ path: '/memory/flat.vmdk', bytes: new Uint8Array(size).fill(2) });
+  Object.defineProperty(flat, 'discards', { value: false });
+  flat.writeZeroes = async () => false;
+  const files = new Map<string, Storage>([
+    ['/memory/thin.vmdk', thin],
+    ['/memory/flat.vmdk', flat],
+  ]);
+  const text = `version=1\nCID=1234abcd\ncreateType="custom"\nRW ${size / 512} SPARSE "thin.vmdk"\nRW ${size / 512} FLAT "flat.vmdk" 0\n`;
+  const storage = new MemoryStorage({ path: '/memory/disk.vmdk', bytes: Buffer.from(text) });
+  const disk = await openDisk(vmdk, storage, { context: testContext({ files }) });
+  await disk.writev(0, filled(1, size));
+  assert.equal(disk.limits.discardUnit, GRAIN);
+  const seen = async (): Promise<number[]> => {
+    const bytes = new Uint8Array(disk.size);
+    await disk.readv(0, IoVec.of(bytes));
+    return Array.from({ length: 4 }, (_, i) => {
+      const grain = bytes.subarray(i * GRAIN, (i + 1) * GRAIN);
+      assert.ok(grain.every((byte) => byte === grain[0]));
+      return grain[0] as number;
+    });
+  };
+  // Over the border between them.
+  assert.equal(await disk.discard(GRAIN, 2 * GRAIN), false);
+  assert.deepEqual(await seen(), [1, 0, 2, 2]);
+  assert.equal(await disk.discard(3 * GRAIN, GRAIN), false);
+  assert.equal(await disk.discard(0, GRAIN), true);
+  assert.deepEqual(await seen(), [0, 0, 2, 2]);
+  await disk.writeZeroes(GRAIN, 2 * GRAIN, true);
+  assert.deepEqual(await seen(), [0, 0, 0, 2]);
+  await disk.close();
+});
+
 test('flat extents may be parts of one file, which is open once; sparse ones may not', async () => {
   const bytes = new Uint8Array(16 * 512).fill(1, 0, 4096).fill(2, 4096);
   const file = new MemoryStorage({ path: '/memory/a.vmdk', bytes });
