@@ -32,6 +32,8 @@ export async function compact({ storage, geometry, map, blocks, leases }: VdiPar
   for (;;) {
     await leases?.quiesced();
     const round = await planRound(map, blocks.next);
+    // Free places get blocks from here on: if this fails half-way nobody may have them.
+    if (round.moves.length > 0) blocks.reset(blocks.next);
     for (const move of round.moves) {
       await copyBytes(storage, geometry.startOf(move.from), geometry.startOf(move.to), geometry.stride);
     }

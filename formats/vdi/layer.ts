@@ -284,21 +284,28 @@ export class VdiLayer implements Layer {
     const blocks = this.#writable();
     await this.flush();
     await this.#reclaiming;
-    const change = await resizeVdi(
-      { storage: this.storage, header: this.#header, map: this.#map, blocks, leases: this.leases, cache: this.#cache },
-      size,
-      options,
-      () => this.flush(),
-    );
-    this.#header = change.header;
-    this.#countOnDisk = change.header.cBlocksAllocated;
-    this.#geometry = new Geometry(change.header);
+    const parts = { storage: this.storage, header: this.#header, map: this.#map, blocks, leases: this.leases };
+    const switched = (header: VdiHeader): BlockMap => this.#switched(header);
+    const stop = (): void => {
+      this.#failed = true;
+    };
+    let count = -1; // not known: the next flush writes it
+    try {
+      await resizeVdi({ ...parts, switched, stop }, size, options, () => this.flush());
+      count = Math.min(blocks.next, this.#header.cBlocks);
+      this.#header = { ...this.#header, cBlocksAllocated: count };
+    } finally {
+      this.#countOnDisk = count;
+    }
+  }
+
+  /** The file has another header: everything is where that says. */
+  #switched(header: VdiHeader): BlockMap {
+    this.#header = header;
+    this.#geometry = new Geometry(header);
     this.#map.release();
-    this.#map = new BlockMap(
-      this.storage,
-      { offset: change.header.offBlocks, count: change.header.cBlocks },
-      this.#cache,
-    );
+    this.#map = new BlockMap(this.storage, { offset: header.offBlocks, count: header.cBlocks }, this.#cache);
+    return this.#map;
   }
 
   /**
@@ -314,6 +321,11 @@ export class VdiLayer implements Layer {
   async #flushOnce(): Promise<void> {
     const blocks = this.#blocks;
     if (blocks === undefined) return;
+    if (this.#failed) {
+      throw new LunetteError('IO', 'writing back failed before: nothing more is written until it is opened again', {
+        path: this.storage.path,
+      });
+    }
     const copies = this.#map.copies();
     const retired = blocks.takeRetired();
     try {

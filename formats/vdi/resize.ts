@@ -1,12 +1,11 @@
-import type { BlockCache } from '../cache/cache.ts';
-import { ImageError, LunetteError } from '../core/errors.ts';
+import { codeOf, ImageError, LunetteError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
 import { divideUp } from '../core/units.ts';
 import { setU32LE } from '../core/words.ts';
 import type { ResizeOptions } from '../image/layer.ts';
 import type { LeaseBook } from '../image/lease.ts';
 import type { Storage } from '../storage/storage.ts';
-import { BlockMap } from './block-map.ts';
+import type { BlockMap } from './block-map.ts';
 import type { PhysicalBlocks } from './blocks.ts';
 import { compact, copyBytes } from './compact.ts';
 import { Geometry } from './geometry.ts';
@@ -19,7 +18,10 @@ interface ResizeParts {
   readonly map: BlockMap;
   readonly blocks: PhysicalBlocks;
   readonly leases: LeaseBook;
-  readonly cache: BlockCache;
+  /** The file has this header now. @returns the map that goes with it */
+  readonly switched: (header: VdiHeader) => BlockMap;
+  /** Nobody knows which header the file has: nothing more may be written. */
+  readonly stop: () => void;
 }
 
 const MAP_CHUNK = 1024 * 1024;
@@ -30,14 +32,14 @@ const MAP_CHUNK = 1024 * 1024;
  * The switch is one write of the header's sector: before it the file is the old image, after it the new one. A longer map that does
  * not fit where the old one is goes to the place of the first blocks, which move to the end before that.
  *
- * @returns the header as it is now; `blocks` is changed to match
+ * A grow that fails before the switch takes back what it has moved; afterwards the disk has its new size, whatever fails.
  */
 export async function resizeVdi(
   parts: ResizeParts,
   size: number,
   options: ResizeOptions,
   flush: () => Promise<void>,
-): Promise<{ header: VdiHeader }> {
+): Promise<void> {
   const { storage, blocks } = parts;
   const header = { ...parts.header, cBlocksAllocated: Math.min(blocks.next, parts.header.cBlocks) };
   if (size % 512 !== 0)
@@ -50,28 +52,23 @@ export async function resizeVdi(
   await checkTail(parts, size);
   let next = header;
   let gap = 0;
-  if (header.offBlocks + 4 * cBlocks > header.offData) ({ header: next, gap } = await moveMap(parts, cBlocks, flush));
-  else await writeFree(storage, header, header.cBlocks, cBlocks);
-  next = { ...next, cBlocks, cbDisk: size, size };
-  if (header.type === TYPE_FIXED) next = await preallocate(parts, next, header.cBlocks, gap);
-  await storage.sync();
-  await switchTo(storage, next);
-  if (gap === 0) blocks.relocate(0, blocks.next, cBlocks);
-  else next = await closeHoles(parts, next, gap);
-  return { header: next };
-}
-
-/** After blocks have moved far out: back to one behind the other, in the new places. */
-async function closeHoles(parts: ResizeParts, header: VdiHeader, gap: number): Promise<VdiHeader> {
-  const { storage, blocks, leases } = parts;
-  const map = new BlockMap(storage, { offset: header.offBlocks, count: header.cBlocks }, parts.cache);
+  const used = blocks.next;
   try {
-    blocks.relocate(gap, blocks.next - gap, header.cBlocks);
-    await compact({ storage, geometry: new Geometry(header), map, blocks, leases });
-  } finally {
-    map.release();
+    if (header.offBlocks + 4 * cBlocks > header.offData) ({ header: next, gap } = await moveMap(parts, cBlocks, flush));
+    else await writeFree(storage, header, header.cBlocks, cBlocks);
+    next = { ...next, cBlocks, cbDisk: size, size };
+    if (header.type === TYPE_FIXED) next = await preallocate(parts, next, header.cBlocks, gap);
+    await storage.sync();
+  } catch (error) {
+    // Where that fails too, places are lost until the image is opened again, no bytes.
+    if (blocks.next !== used) await compact({ ...parts, geometry: new Geometry(header) }).catch(() => 0);
+    throw error;
   }
-  return { ...header, cBlocksAllocated: blocks.next };
+  await switchTo(parts, next);
+  blocks.relocate(gap, blocks.next - gap, cBlocks);
+  const map = parts.switched(next);
+  // After blocks have moved far out: back to one behind the other, in the new places.
+  if (gap > 0) await compact({ ...parts, geometry: new Geometry(next), map });
 }
 
 /** Part of a block that no map entry says anything about would show the parent where the disk grows. */
@@ -113,13 +110,21 @@ async function moveMap(
   });
   // Behind all that another program, which believes the count in the header, would hand out if this ends here; and behind the
   // gap, so that no index becomes negative.
-  const end = Math.max(blocks.next, gap, 2 * header.cBlocks);
+  const used = blocks.next;
+  const end = Math.max(used, gap, 2 * header.cBlocks);
   blocks.next = end + first.length;
-  for (const [i, { from }] of first.entries()) {
-    await copyBytes(storage, geometry.startOf(from), geometry.startOf(end + i), geometry.stride);
+  try {
+    for (const [i, { from }] of first.entries()) {
+      await copyBytes(storage, geometry.startOf(from), geometry.startOf(end + i), geometry.stride);
+    }
+    for (const [i, { block }] of first.entries()) await map.set(block, end + i);
+    await flush();
+  } catch (error) {
+    // The map in the file may name either place of a block: both hold it.
+    for (const { block, from } of first) await map.set(block, from);
+    blocks.next = used;
+    throw error;
   }
-  for (const [i, { block }] of first.entries()) await map.set(block, end + i);
-  await flush();
   await parts.leases.quiesced();
   const moved: VdiHeader = {
     ...header,
@@ -158,7 +163,7 @@ async function shrink(
   cBlocks: number,
   options: ResizeOptions,
   flush: () => Promise<void>,
-): Promise<{ header: VdiHeader }> {
+): Promise<void> {
   const { storage, header, map, blocks, leases } = parts;
   if (!options.shrink) {
     throw new LunetteError('INVALID', `${size} bytes is less than the ${header.size} it has: that would cut data off`, {
@@ -179,13 +184,13 @@ async function shrink(
   // The header counts no more blocks than the map has entries: the blocks that remain move together.
   await compact({ storage, geometry, map, blocks, leases });
   const next: VdiHeader = { ...header, cBlocks, cbDisk: size, size, cBlocksAllocated: blocks.next };
-  await switchTo(storage, next);
+  await switchTo(parts, next);
   blocks.relocate(0, blocks.next, cBlocks);
-  return { header: next };
+  parts.switched(next);
 }
 
 /** One write of the first sector, and its sync. */
-async function switchTo(storage: Storage, header: VdiHeader): Promise<void> {
+async function switchTo({ storage, stop }: ResizeParts, header: VdiHeader): Promise<void> {
   const sector = new Uint8Array(HEADER_READ);
   await storage.readv(0, IoVec.of(sector));
   HEADER_V1.write(new DataView(sector.buffer), {
@@ -195,6 +200,11 @@ async function switchTo(storage: Storage, header: VdiHeader): Promise<void> {
     cBlocks: header.cBlocks,
     cBlocksAllocated: header.cBlocksAllocated,
   });
-  await storage.writev(0, IoVec.of(sector));
-  await storage.sync();
+  try {
+    await storage.writev(0, IoVec.of(sector));
+    await storage.sync();
+  } catch (error) {
+    if (codeOf(error) !== 'NO_SPACE') stop(); // a full disk has written nothing
+    throw error;
+  }
 }
