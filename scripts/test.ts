@@ -10,7 +10,7 @@
 import { spawn } from 'node:child_process';
 import { existsSync, readdirSync } from 'node:fs';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 import { parseArgs } from 'node:util';
 import { GROUPS, type Group } from './test-groups.ts';
 
@@ -69,7 +69,7 @@ async function runGroup(group: Group): Promise<void> {
   const began = Date.now();
   const args = [
     '--import',
-    'tsx',
+    pathToFileURL(join(root, 'scripts/typescript.mjs')).href,
     '--test',
     `--test-concurrency=${group.concurrency}`,
     `--test-reporter=${reporter}`,
