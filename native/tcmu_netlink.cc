@@ -23,6 +23,9 @@ constexpr uint8_t kFamilyVersion = 2;
 constexpr size_t kReceiveBytes = 64 * 1024;
 constexpr int kBufferBytes = 1024 * 1024;
 constexpr int kHandshakeMs = 5000;
+// Longest wait, and that of a thread that nothing can wake, because the process had no descriptor left.
+constexpr int kLongestWaitMs = 60000;
+constexpr int kUnwakableWaitMs = 100;
 
 int SendBytes(int fd, const std::vector<uint8_t>& bytes) {
   for (;;) {
@@ -135,7 +138,7 @@ TcmuNetlink::TcmuNetlink(int fd, uint16_t family, int timeout_ms, Notify notify,
 TcmuNetlink::~TcmuNetlink() {
   Stop();
   close(fd_);
-  close(wake_fd_);
+  if (wake_fd_ >= 0) close(wake_fd_);
 }
 
 void TcmuNetlink::Stop() {
@@ -283,11 +286,12 @@ void TcmuNetlink::Expire() {
 // Until the next event is late; -1: nothing waits.
 int TcmuNetlink::WaitMs() {
   std::lock_guard<std::mutex> hold(lock_);
-  if (pending_.empty()) return -1;
+  const int longest = wake_fd_ < 0 ? kUnwakableWaitMs : kLongestWaitMs;
+  if (pending_.empty()) return wake_fd_ < 0 ? longest : -1;
   Clock::time_point first = Clock::time_point::max();
   for (const auto& entry : pending_) first = std::min(first, entry.second.deadline);
   int64_t left = std::chrono::duration_cast<std::chrono::milliseconds>(first - Clock::now()).count() + 1;
-  return static_cast<int>(std::max<int64_t>(0, std::min<int64_t>(left, 60000)));
+  return static_cast<int>(std::max<int64_t>(0, std::min<int64_t>(left, longest)));
 }
 
 void TcmuNetlink::Push(TcmuEvent event) {

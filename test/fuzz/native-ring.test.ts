@@ -38,6 +38,7 @@ const netlinkRules: readonly [string, string][] = [
   ['refusal', 'the kernel’s refusal is told, messages of others are not'],
   ['hang-up', 'a socket that ends is told once'],
   ['garbage', 'messages of any bytes do no harm'],
+  ['no-descriptor', 'without a descriptor to wake its thread by, it serves, and ends'],
 ];
 for (const [rule, words] of netlinkRules) {
   test(`netlink: ${words}`, { skip: requiresCompiler() }, async (t) => {

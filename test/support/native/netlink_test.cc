@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -74,6 +75,8 @@ class Pair {
       if (all.size() < count) usleep(1000);
     }
     CHECK(all.size() == count);
+    // An event can be taken before it is told of.
+    for (int i = 0; i < 5000 && notified_.load() == 0; i++) usleep(1000);
     CHECK(notified_.load() > 0);
     return all;
   }
@@ -243,6 +246,24 @@ void Garbage() {
   CHECK(false);
 }
 
+// The process has no descriptor left for what wakes the thread.
+void NoDescriptor() {
+  alarm(20);
+  rlimit before;
+  CHECK(getrlimit(RLIMIT_NOFILE, &before) == 0);
+  int next = dup(0);
+  CHECK(next >= 0 && close(next) == 0);
+  rlimit few = before;
+  few.rlim_cur = static_cast<rlim_t>(next) + 2;
+  CHECK(setrlimit(RLIMIT_NOFILE, &few) == 0);
+  Pair pair(60000);
+  CHECK(dup(0) < 0 && errno == EMFILE);
+  CHECK(setrlimit(RLIMIT_NOFILE, &before) == 0);
+  pair.SendEvent(kTcmuAdded, 5);
+  TcmuEvent event = pair.Events(1)[0];
+  CHECK(pair.ours().Answer(5, event.ticket, 0));
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -251,7 +272,8 @@ int main(int argc, char** argv) {
     void (*run)();
   } rules[] = {{"right-kind", RightKind}, {"watchdog", Watchdog}, {"missed", Missed},
                {"late-answer", LateAnswer},
-               {"refusal", Refusal},      {"hang-up", HangUp},    {"garbage", Garbage}};
+               {"refusal", Refusal},      {"hang-up", HangUp},    {"garbage", Garbage},
+               {"no-descriptor", NoDescriptor}};
   if (argc != 3) return 2;
   random_source.seed(static_cast<unsigned>(atol(argv[2])));
   for (const auto& rule : rules) {
