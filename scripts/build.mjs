@@ -75,10 +75,20 @@ await build({
   },
   footer: { js: '})' },
 });
+// Parts of Node that most commands have in reach and few use are loaded when something of them is first asked for: together they take longer to
+// load than a small image to be looked at.
+const seldom = 'child_process|crypto|dgram|dns/promises|http|https|net|perf_hooks|readline|tls|worker_threads|zlib';
+const later = `const requireLater = (name) => {
+  let found;
+  return new Proxy({}, { get: (_, key) => (found ??= require(name))[key], has: (_, key) => key in (found ??= require(name)) });
+};`;
 // It is read as ASCII (launch.ts). esbuild writes it so, but for what is in tagged templates.
 const bundle = `${made}/program/lunette.cjs`;
 const escaped = (unit) => `\\u${unit.charCodeAt(0).toString(16).padStart(4, '0')}`;
-writeFileSync(bundle, readFileSync(bundle, 'utf8').replace(/[\u0080-\uffff]/g, escaped));
+const text = readFileSync(bundle, 'utf8')
+  .replace(/[\u0080-\uffff]/g, escaped)
+  .replaceAll(new RegExp(`\\brequire\\("node:(${seldom})"\\)`, 'g'), 'requireLater("node:$1")');
+writeFileSync(bundle, text.replace('{', `{ ${later}`));
 // Threads and child processes are started by their files' names, beside whoever starts them.
 const beside = (name) => ({ in: `${made}/src/${name}.js`, out: name.replace(/^.*\//, '') });
 await build({

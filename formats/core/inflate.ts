@@ -1,7 +1,7 @@
 /** Unpacking of deflate streams, wherever it is done. */
 
-import { promisify } from 'node:util';
 import zlib from 'node:zlib';
+import { promisifyLater } from './promisify-later.ts';
 
 /**
  * - `raw-start`: bare deflate (RFC 1951), over when the output is full, whatever follows; the end may be missing
@@ -17,8 +17,8 @@ export type DeflateForm = 'raw-start' | 'raw' | 'zlib';
  */
 export type Inflate = (form: DeflateForm, input: Uint8Array, output: Uint8Array) => Promise<number | undefined>;
 
-const inflateRaw = promisify<zlib.InputType, zlib.ZlibOptions, Buffer>(zlib.inflateRaw);
-const inflateZlib = promisify<zlib.InputType, zlib.ZlibOptions, Buffer>(zlib.inflate);
+const inflateRaw = promisifyLater<[zlib.InputType, zlib.ZlibOptions], Buffer>(() => zlib.inflateRaw);
+const inflateZlib = promisifyLater<[zlib.InputType, zlib.ZlibOptions], Buffer>(() => zlib.inflate);
 
 /** Memory for an output: with whatever was there before, for all of it is written or thrown away. */
 export function outputOf(length: number): Uint8Array<ArrayBuffer> {

@@ -1,6 +1,6 @@
-import { pbkdf2, randomBytes, randomUUID, timingSafeEqual } from 'node:crypto';
-import { promisify } from 'node:util';
+import { pbkdf2, type pbkdf2Sync, randomBytes, randomUUID, timingSafeEqual } from 'node:crypto';
 import { LunetteError } from '../core/errors.ts';
+import { promisifyLater } from '../core/promisify-later.ts';
 import { alignUp, KiB } from '../core/units.ts';
 import { mergeKey, splitKey } from './anti-forensic.ts';
 import { type CipherSpec, keyLength } from './cipher-spec.ts';
@@ -17,7 +17,7 @@ import {
 } from './header.ts';
 import { makeSectorCipher } from './sector-cipher.ts';
 
-const derive = promisify(pbkdf2);
+const derive = promisifyLater<Parameters<typeof pbkdf2Sync>, Buffer>(() => pbkdf2);
 
 /** Key material and payload lie at multiples of it. */
 const ALIGNMENT = 4 * KiB;

@@ -1,9 +1,9 @@
-import { promisify } from 'node:util';
 import zlib from 'node:zlib';
 import { ImageError } from '../core/errors.ts';
 import { type Inflate, inflatePlain, outputOf } from '../core/inflate.ts';
 import { IoVec } from '../core/iov.ts';
 import type { Packing } from '../core/pack.ts';
+import { promisifyLater } from '../core/promisify-later.ts';
 import { NO_STREAM, PLACE_WORDS, type Unpack } from '../core/unpack.ts';
 import type { EncodedUnit } from '../image/layer.ts';
 import type { CompressionType } from './header.ts';
@@ -21,7 +21,7 @@ export const PACKING: Readonly<Record<CompressionType, Packing>> = {
   zstd: { form: 'zstd', level: 3, windowBits: 0 },
 };
 
-const deflateRaw = promisify<zlib.InputType, zlib.ZlibOptions, Buffer>(zlib.deflateRaw);
+const deflateRaw = promisifyLater<[zlib.InputType, zlib.ZlibOptions], Buffer>(() => zlib.deflateRaw);
 
 /**
  * The compression of an image's clusters as plain functions of bytes: for worker threads, which need nothing else of this program.

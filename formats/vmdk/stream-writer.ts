@@ -1,8 +1,8 @@
 import { createHash } from 'node:crypto';
-import { promisify } from 'node:util';
-import { deflate } from 'node:zlib';
+import { deflate, type InputType, type ZlibOptions } from 'node:zlib';
 import { LunetteError } from '../core/errors.ts';
 import { IoVec } from '../core/iov.ts';
+import { promisifyLater } from '../core/promisify-later.ts';
 import { alignDown, alignUp, divideUp, MiB } from '../core/units.ts';
 import { setU32LE } from '../core/words.ts';
 import { ABSENT, ExtentBuffer, ZERO } from '../image/extent.ts';
@@ -11,7 +11,7 @@ import type { Storage } from '../storage/storage.ts';
 import { encodeHosted, FLAG_COMPRESSED, FLAG_MARKERS, FLAG_NEWLINE_TEST, SECTOR } from './header.ts';
 import { type AdapterType, descriptorText, isUsableCid } from './write-descriptor.ts';
 
-const deflateAsync = promisify(deflate);
+const deflateAsync = promisifyLater<[InputType, ZlibOptions], Buffer>(() => deflate);
 
 const GRAIN = 64 * 1024;
 const GRAIN_SECTORS = GRAIN / SECTOR;
