@@ -130,15 +130,15 @@ export class ChainImage implements Image {
   async writeCompressed(offset: number, units: readonly EncodedUnit[]): Promise<void> {
     const unit = this.#top.compression?.unit ?? 1;
     const length = Math.min(units.length * unit, alignUp(this.size, unit) - offset);
-    this.#checkWrite(offset, Math.min(length, this.size - offset));
+    const bytes = Math.min(length, this.size - offset); // the last unit may reach behind the end
+    this.#checkWrite(offset, bytes);
     if (offset % unit !== 0 || length < units.length * unit) {
       throw new LunetteError('INVALID', 'compressed units lie side by side, from one on', { path: this.path, offset });
     }
     if (length === 0) return;
     const writer = { write: (at: number, iov: IoVec) => this.#write(at, iov), flush: () => this.flush() };
-    await this.#change(roundedRange(offset, length, this.limits.allocationUnit), () =>
-      writeUnits(this.#top, offset, units, writer),
-    );
+    const range = { ...roundedRange(offset, length, this.limits.allocationUnit), bytes };
+    await this.#change(range, () => writeUnits(this.#top, offset, units, writer));
   }
 
   async cloneFrom(offset: number, length: number, source: Storage, sourceOffset: number): Promise<boolean> {
