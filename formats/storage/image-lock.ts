@@ -18,7 +18,13 @@ const READ = 0;
 const WRITE = 1;
 const RESIZE = 3;
 
-const WRITER_RETRIES = 2;
+/** How often a writer sees another one that stays before it gives way. */
+const LOOKS = 3;
+/** How often it tries again after others that were there for a moment only. */
+const TRIES = 12;
+/** Milliseconds, the longest of the first ones. They grow. */
+const PAUSE = 60;
+const LONGEST_PAUSE = 500;
 
 interface LockPlan {
   /** What the holder does. */
@@ -90,11 +96,7 @@ export class ImageLock {
       release: this.#held.filter((byte) => !wanted.includes(byte)),
     };
     let outcome = await this.#locker.change(this.#file, change);
-    // Two that begin at the same moment see each other's bytes, and both give theirs back: who writes looks once more, at a moment of its own.
-    for (let i = 0; i < WRITER_RETRIES && outcome.kind === 'conflict' && mode === 'write'; i++) {
-      await pause(10 + Math.random() * 60);
-      outcome = await this.#locker.change(this.#file, change);
-    }
+    if (outcome.kind === 'conflict' && mode === 'write') outcome = await this.#tryAgain(change, outcome);
     if (outcome.kind === 'conflict') {
       // Whoever reads whatever others do is not to be stopped by them.
       if (mode === 'shared') return;
@@ -102,6 +104,22 @@ export class ImageLock {
     }
     this.#held = wanted;
     this.notice = outcome.kind === 'partial' ? outcome.why : undefined;
+  }
+
+  /**
+   * Two that begin at the same moment see each other's bytes, and both give theirs back. So who writes waits a moment of its own and looks without
+   * taking anything, which is in nobody's way: it gives way to those that stay.
+   */
+  async #tryAgain(change: LockChange, first: LockOutcome): Promise<LockOutcome> {
+    const look: LockChange = { take: [], test: change.test, release: [] };
+    let outcome = first;
+    for (let i = 0, seen = 0; i < TRIES && seen < LOOKS && outcome.kind === 'conflict'; i++) {
+      await pause(10 + Math.random() * Math.min(LONGEST_PAUSE, PAUSE * 2 ** (i - seen)));
+      outcome = await this.#locker.change(this.#file, look);
+      if (outcome.kind === 'conflict') seen++;
+      else outcome = await this.#locker.change(this.#file, change);
+    }
+    return outcome;
   }
 
   async #conflict(byte: number, pid: number | undefined): Promise<ImageError> {

@@ -16,29 +16,45 @@ const FILE: OpenFile = {
 };
 const CONFLICT: LockOutcome = { kind: 'conflict', byte: 201 };
 
-/** Others are in the way for the first `times` times. */
-function lockerThatIsRefused(times: number): ByteLocker & { asked: number } {
+interface CountedLocker extends ByteLocker {
+  /** How often it took bytes, or was to. */
+  taken: number;
+  looked: number;
+}
+
+/** @param times the first ones that take are refused. @param seen whether who is in the way is there for those who only look */
+function lockerThatRefuses(times: number, seen: boolean): CountedLocker {
   return {
-    asked: 0,
-    async change() {
-      return ++this.asked > times ? { kind: 'done' } : CONFLICT;
+    taken: 0,
+    looked: 0,
+    async change(_file, { take }) {
+      if (take.length > 0) return ++this.taken > times ? { kind: 'done' } : CONFLICT;
+      this.looked++;
+      return seen ? CONFLICT : { kind: 'done' };
     },
   };
 }
 
-test('of two writers that see each other one gets the lock: who writes looks again', async () => {
-  const locker = lockerThatIsRefused(1);
+test('writers that see each other for a moment, even many times, give way to nobody', async () => {
+  const locker = lockerThatRefuses(6, false);
   await new ImageLock(FILE, locker).set('write');
-  assert.equal(locker.asked, 2);
+  assert.equal(locker.taken, 7);
 });
 
-test('a writer gives way to who stays, and says so', async () => {
-  const locker = lockerThatIsRefused(Number.POSITIVE_INFINITY);
+test('a writer gives way to who stays, and says so; it takes nothing while it looks', async () => {
+  const locker = lockerThatRefuses(Number.POSITIVE_INFINITY, true);
   await assert.rejects(new ImageLock(FILE, locker).set('write'), { code: 'LOCKED' });
-  assert.ok(locker.asked < 10);
+  assert.equal(locker.taken, 1);
+  assert.ok(locker.looked < 10);
+});
+
+test('a writer that is refused what nobody seems to hold gives up in the end', async () => {
+  const locker = lockerThatRefuses(Number.POSITIVE_INFINITY, false);
+  await assert.rejects(new ImageLock(FILE, locker).set('write'), { code: 'LOCKED' });
 });
 
 test('who only reads does not look again', async () => {
-  const locker = lockerThatIsRefused(1);
+  const locker = lockerThatRefuses(1, false);
   await assert.rejects(new ImageLock(FILE, locker).set('read'), { code: 'LOCKED' });
+  assert.equal(locker.taken, 1);
 });
