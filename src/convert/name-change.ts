@@ -111,7 +111,12 @@ async function writeRecord(record: string, files: readonly NamedFile[], sync: bo
   await unlink(record).catch(() => undefined);
   const handle = await open(record, 'wx', 0o600);
   try {
-    await handle.writeFile(`${JSON.stringify(files)}\n`);
+    // Beside it: a folder may be moved before the next attempt.
+    const beside = files.map(({ final, replaced }) => ({
+      final: path.relative(path.dirname(record), final),
+      replaced,
+    }));
+    await handle.writeFile(`${JSON.stringify(beside)}\n`);
     if (sync) await handle.sync();
   } finally {
     await handle.close();
@@ -132,7 +137,9 @@ async function readRecord(record: string): Promise<readonly NamedFile[] | undefi
     if (!found.isFile() || found.size > MAX_RECORD || found.uid !== process.geteuid?.()) return undefined;
     const text = await handle.readFile('utf8');
     const files: unknown = text.endsWith('\n') ? JSON.parse(text) : [];
-    return Array.isArray(files) && files.every(isNamedFile) ? files : [];
+    if (!Array.isArray(files) || !files.every(isNamedFile)) return [];
+    const folder = path.resolve(path.dirname(record));
+    return files.map(({ final, replaced }) => ({ final: path.join(folder, final), replaced }));
   } catch {
     return [];
   } finally {
@@ -142,5 +149,5 @@ async function readRecord(record: string): Promise<readonly NamedFile[] | undefi
 
 function isNamedFile(value: unknown): value is NamedFile {
   const file = value as Partial<NamedFile> | null | undefined;
-  return typeof file?.final === 'string' && path.isAbsolute(file.final) && typeof file.replaced === 'boolean';
+  return typeof file?.final === 'string' && !path.isAbsolute(file.final) && typeof file.replaced === 'boolean';
 }

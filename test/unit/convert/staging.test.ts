@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { existsSync, renameSync } from 'node:fs';
-import { link, readdir, readFile, rm, symlink, unlink, writeFile } from 'node:fs/promises';
+import { link, mkdir, readdir, readFile, rename, rm, symlink, unlink, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type TestContext, test } from 'node:test';
 import { IoVec, type StorageOpener } from '../../../formats/index.ts';
@@ -285,13 +285,27 @@ test('a record of names that is none, or that somebody else put there, moves not
   const folder = await temporaryDirectory(t);
   const record = join(folder, '.main.lunette-names');
   await writeFile(join(folder, '.other.lunette-old'), 'other');
-  for (const nonsense of ['', '[{', 'null\n', '[{"final":"other","replaced":true}]\n', '[1]\n']) {
+  for (const nonsense of ['', '[{', 'null\n', `[{"final":"${folder}/other","replaced":true}]\n`, '[1]\n']) {
     await writeFile(record, nonsense);
     await (await twoFiles(t, folder)).abort();
     assert.deepEqual(await readdir(folder), ['.other.lunette-old'], nonsense);
   }
-  await writeFile(join(folder, 'planted'), JSON.stringify([{ final: join(folder, 'other'), replaced: true }]));
+  await writeFile(join(folder, 'planted'), '[{"final":"other","replaced":true}]\n');
   await symlink('planted', record);
   await (await twoFiles(t, folder)).abort();
   assert.equal(await text(folder, '.other.lunette-old'), 'other');
+});
+
+test('an attempt that was killed at any step is ended also when the folder has another name by then', async (t) => {
+  for (let step = 0, killed = true; killed; step++) {
+    const folder = await temporaryDirectory(t);
+    const [then, now] = [join(folder, 'then'), join(folder, 'now')];
+    await mkdir(then);
+    for (const name of ['main', 'extent']) await writeFile(join(then, name), `0 ${name}`);
+    killed = await attempt(then, 1, step, { files: 2, ...noExchange });
+    await rename(then, now);
+    await attempt(now, 2, Number.POSITIVE_INFINITY, { files: 1, commits: false, ...noExchange });
+    const [main, extent] = await found(now);
+    assert.ok(main !== undefined && main === extent, `step ${step}: ${main}, ${extent}`);
+  }
 });
