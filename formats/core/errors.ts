@@ -5,6 +5,8 @@
  * each border: to SCSI sense, to an NBD errno, to an exit status. Each of those is one table over ErrorCode.
  */
 
+import { constants } from 'node:os';
+
 /** Every code there is, with what it means. The tables of sense, errno and exit status have a row for each. */
 export const ERROR_CODES = {
   // What an image or another input holds.
@@ -132,7 +134,9 @@ export function fromSystemError(error: unknown, doing: string, context: ErrorCon
 /** The errno's name on an operating system's error; undefined on others. */
 export function errnoOf(error: unknown): string | undefined {
   if (typeof error !== 'object' || error === null) return undefined;
-  const code = (error as { code?: unknown }).code;
+  const { code, errno } = error as { code?: unknown; errno?: unknown };
+  // Node has no name for a quota that is used up: a full disk to whoever writes.
+  if (errno === -constants.errno.EDQUOT) return 'EDQUOT';
   return typeof code === 'string' ? code : undefined;
 }
 

@@ -22,9 +22,20 @@ export function isUnsupported(result: number): boolean {
   return result === EOPNOTSUPP || result === ENOSYS || result === ENOTTY;
 }
 
+/** Numbers that Node has a name for and no message. */
+const UNNAMED = new Map(Object.entries(errno).map(([name, number]) => [-number, name]));
+const MESSAGES: Readonly<Record<string, string>> = { EDQUOT: 'disk quota exceeded', ESTALE: 'stale file handle' };
+
+function describe(result: number): readonly [code: string, message: string] {
+  const known = getSystemErrorMap().get(result);
+  if (known !== undefined) return known;
+  const name = UNNAMED.get(result);
+  return name === undefined ? [`errno ${-result}`, 'unknown error'] : [name, MESSAGES[name] ?? `error ${-result}`];
+}
+
 /** The error that Node would throw for this result of a system call: with `code`, `errno` and `syscall`. */
 export function systemError(result: number, syscall: string): NodeJS.ErrnoException {
-  const [code, message] = getSystemErrorMap().get(result) ?? [`errno ${-result}`, 'unknown error'];
+  const [code, message] = describe(result);
   const error: NodeJS.ErrnoException = new Error(`${code}: ${message}, ${syscall}`);
   error.code = code;
   error.errno = result;
