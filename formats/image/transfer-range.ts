@@ -55,22 +55,32 @@ async function transferRange(top: Layer, offset: number, length: number, move: M
     }
     let stop = at;
     for (let i = 0; i < extents.count && !isWritable(extents, i); i++) stop += extents.lengths[i] as number;
-    const reservation = await top.reserve(at, stop - at);
-    const covered = Math.min(reservation.end, stop);
-    let done = false;
-    try {
-      done = await fill(reservation.regions, at, covered, move);
-    } catch (error) {
-      // Whoever writes the rest asks for space once more, after what was freed has become usable.
-      if (codeOf(error) !== 'NO_SPACE') throw error;
-    } finally {
-      if (!done) await reservation.abort();
+    // The range is locked: what has no place of its own gets none but here, and need not be mapped again.
+    while (at < stop) {
+      const covered = await reserveAndFill(top, at, stop, move);
+      if (covered === at) return at - offset;
+      at = covered;
     }
-    if (!done) return at - offset;
-    await reservation.commit();
-    at = covered;
   }
   return length;
+}
+
+/** Takes space for the start of [at, stop), fills it and enters it. @returns the end of what is in place: `at` when something was in the way */
+async function reserveAndFill(top: Layer, at: number, stop: number, move: Move): Promise<number> {
+  const reservation = await top.reserve(at, stop - at);
+  const covered = Math.min(reservation.end, stop);
+  let done = false;
+  try {
+    done = await fill(reservation.regions, at, covered, move);
+  } catch (error) {
+    // Whoever writes the rest asks for space once more, after what was freed has become usable.
+    if (codeOf(error) !== 'NO_SPACE') throw error;
+  } finally {
+    if (!done) await reservation.abort();
+  }
+  if (!done) return at;
+  await reservation.commit();
+  return covered;
 }
 
 /** @returns whether all regions are filled */

@@ -4,7 +4,7 @@ import type { Storage } from '../storage/storage.ts';
 import type { Geometry } from './geometry.ts';
 import type { MetadataMap } from './metadata-map.ts';
 import type { Refcounts } from './refcount.ts';
-import { getRefcount, setRefcount } from './refcount-codec.ts';
+import { areFree, getRefcount, setOnes } from './refcount-codec.ts';
 import type { SliceCache } from './slices.ts';
 
 /** Host offsets of data have 56 bits, of which a number takes 53. */
@@ -86,7 +86,8 @@ export class Allocator {
         }
         let end = free + 1;
         const stop = Math.min(refcountsPerSlice, free + most, this.#boundary(base + free) - base);
-        while (end < stop && getRefcount(bytes, refcountOrder, end) === 0) end++;
+        if (areFree(bytes, refcountOrder, end, stop)) end = stop;
+        else while (end < stop && getRefcount(bytes, refcountOrder, end) === 0) end++;
         return this.#take(slice, base, free, end);
       } finally {
         this.#slices.unhold(slice);
@@ -144,16 +145,15 @@ export class Allocator {
 
   #take(slice: number, base: number, from: number, to: number): ClusterRun {
     this.#refuseOutside(base + to - 1);
-    for (let cluster = base + from; cluster < base + to; cluster++) {
-      if (!this.#metadata.has(cluster)) continue;
+    const taken = this.#metadata.firstIn(base + from, base + to);
+    if (taken < base + to) {
       throw new ImageError('CORRUPT', 'a cluster that holds metadata has a refcount of 0', {
         path: this.#storage.path,
         field: 'refcount',
-        offset: cluster * this.#geometry.clusterSize,
+        offset: taken * this.#geometry.clusterSize,
       });
     }
-    const bytes = this.#slices.modify(slice);
-    for (let i = from; i < to; i++) setRefcount(bytes, this.#geometry.refcountOrder, i, 1);
+    setOnes(this.#slices.modify(slice), this.#geometry.refcountOrder, from, to);
     const first = base + from;
     this.#hint = base + to;
     const fresh = first >= this.#untouched;

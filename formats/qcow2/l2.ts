@@ -16,6 +16,7 @@ export const OFFSET_LOW = 0xfffffe00;
 export const ZERO_BIT = 1;
 
 const TWO_32 = 0x100000000;
+const EMPTY = new Uint8Array(4096);
 
 /** The big-endian 32 bits at byte `at`, unsigned. */
 export function getU32(bytes: Uint8Array, at: number): number {
@@ -44,6 +45,25 @@ export function hostOffset(high: number, low: number): number {
 export function setEntry(bytes: Uint8Array, at: number, offset: number, highFlags: number, lowFlags: number): void {
   setU32(bytes, at, (Math.floor(offset / TWO_32) | highFlags) >>> 0);
   setU32(bytes, at + 4, ((offset % TWO_32) | lowFlags) >>> 0);
+}
+
+/** Writes standard entries for guest clusters whose host clusters follow each other, each the only reference to its cluster. */
+export function setEntryRun(bytes: Uint8Array, at: number, offset: number, count: number, clusterSize: number): void {
+  let high = (Math.floor(offset / TWO_32) | COPIED) >>> 0;
+  let low = offset % TWO_32;
+  for (let end = at + count * 8; at < end; at += 8) {
+    setU32(bytes, at, high);
+    setU32(bytes, at + 4, low);
+    low += clusterSize;
+    if (low < TWO_32) continue;
+    low = 0; // a multiple of the cluster size
+    high++;
+  }
+}
+
+/** Whether all of [from, to) is zeros: entries that map nothing, refcounts of free clusters. At most a slice. */
+export function isEmpty(bytes: Uint8Array, from: number, to: number): boolean {
+  return Buffer.compare(bytes.subarray(from, to), EMPTY.subarray(0, to - from)) === 0;
 }
 
 /** Where compressed bytes start in the file. May exceed 2^53 in a damaged entry. */

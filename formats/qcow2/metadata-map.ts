@@ -1,3 +1,5 @@
+import { alignDown } from '../core/units.ts';
+
 /** Small pages: tables are far apart in most images. */
 const PAGE_CLUSTERS = 1024;
 
@@ -19,6 +21,16 @@ export class MetadataMap {
     if (page === undefined) return false;
     const bit = cluster - index * PAGE_CLUSTERS; // % on doubles is a call
     return (((page[bit >>> 5] as number) >>> (bit & 31)) & 1) !== 0;
+  }
+
+  /** The first cluster of [from, to) that holds metadata; `to` when none does. */
+  firstIn(from: number, to: number): number {
+    for (let cluster = from; cluster < to; cluster++) {
+      if (this.#pages[Math.floor(cluster / PAGE_CLUSTERS)] === undefined) {
+        cluster = alignDown(cluster, PAGE_CLUSTERS) + PAGE_CLUSTERS - 1; // none in all of the page
+      } else if (this.has(cluster)) return cluster;
+    }
+    return to;
   }
 
   /** Marks the clusters of a range of the file. */

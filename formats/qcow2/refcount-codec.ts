@@ -1,4 +1,4 @@
-import { getU32, setU32 } from './l2.ts';
+import { getU32, isEmpty, setU32 } from './l2.ts';
 
 /**
  * Refcounts in the bytes of a block, 1 to 64 bits wide: narrower ones than a byte start at its least significant bit, wider ones are big
@@ -52,4 +52,20 @@ export function setRefcount(bytes: Uint8Array, order: number, index: number, val
       bytes[at] = ((bytes[at] as number) & ~mask) | (value << shift);
     }
   }
+}
+
+/** Whether the refcounts of [from, to), some 16 at least and of whole bytes, are all 0. False where looking at each is as well. */
+export function areFree(bytes: Uint8Array, order: number, from: number, to: number): boolean {
+  if (order < 3 || to - from < 16) return false;
+  return isEmpty(bytes, from << (order - 3), to << (order - 3));
+}
+
+/** Sets the refcounts of [from, to), which are 0, to 1. */
+export function setOnes(bytes: Uint8Array, order: number, from: number, to: number): void {
+  if (order < 3) {
+    for (let i = from; i < to; i++) setRefcount(bytes, order, i, 1);
+    return;
+  }
+  const width = 1 << (order - 3);
+  for (let at = (from + 1) * width - 1; at < to * width; at += width) bytes[at] = 1;
 }

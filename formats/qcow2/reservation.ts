@@ -2,6 +2,7 @@ import { codeOf, LunetteError } from '../core/errors.ts';
 import { alignDown, alignUp, MiB } from '../core/units.ts';
 import type { Region, Reservation } from '../image/layer.ts';
 import { ALL_SUBCLUSTERS, EntryView, putEntry, touchedSubclusters } from './entry.ts';
+import { isEmpty, setEntryRun } from './l2.ts';
 import { ensureL2Table } from './l2-tables.ts';
 import type { WriteState } from './write-state.ts';
 
@@ -9,6 +10,8 @@ import type { WriteState } from './write-state.ts';
 const MAX_RESERVATION = 32 * MiB;
 /** Most separate places in one reservation: a fragmented file costs more calls, not more memory. */
 const MAX_PLACES = 64;
+/** Clusters from which on it pays to look at their entries all at once. */
+const SHORTEST_RUN = 4;
 
 /** Host clusters for guest clusters that follow each other. */
 interface Placed {
@@ -98,6 +101,14 @@ function touched(state: WriteState, wanted: Wanted, index: number): number {
   return touchedSubclusters(geometry, Math.max(0, wanted.offset - cluster), to);
 }
 
+/** Whether nothing at all is mapped from the cluster number `index` on: what a long write to a new image finds. */
+function emptyFrom(state: WriteState, { slice, firstEntry, count }: Wanted, index: number): boolean {
+  const { geometry, slices } = state.parts;
+  if (count - index < SHORTEST_RUN) return false;
+  const bytes = slices.peek(slice) as Uint8Array;
+  return isEmpty(bytes, firstEntry + index * geometry.entrySize, firstEntry + count * geometry.entrySize);
+}
+
 /** Finds or allocates host clusters for the guest clusters of a write. @returns how many got one */
 async function place(state: WriteState, wanted: Wanted, placed: Placed[]): Promise<number> {
   const { geometry, allocator } = state.parts;
@@ -121,7 +132,7 @@ async function place(state: WriteState, wanted: Wanted, placed: Placed[]): Promi
       done++;
       continue;
     }
-    let missing = 1;
+    let missing = emptyFrom(state, wanted, done) ? count - done : 1;
     for (; done + missing < count; missing++) {
       readEntry(state, wanted, done + missing, entry);
       if (entry.own) break;
@@ -293,6 +304,13 @@ class Qcow2Reservation implements Reservation {
       let guest = this.#start;
       let index = 0;
       for (const { host, count } of this.#placed) {
+        const first = ((guest % sliceCoverage) / clusterSize) * entrySize;
+        if (!geometry.extendedL2 && count >= SHORTEST_RUN && isEmpty(bytes, first, first + count * entrySize)) {
+          setEntryRun(bytes, first, host, count, clusterSize);
+          guest += count * clusterSize;
+          index += count;
+          continue;
+        }
         for (let i = 0; i < count; i++, guest += clusterSize, index++) {
           const at = ((guest % sliceCoverage) / clusterSize) * entrySize;
           const offset = host + i * clusterSize;

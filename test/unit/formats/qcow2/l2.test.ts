@@ -6,7 +6,9 @@ import {
   compressedOffset,
   getU32,
   hostOffset,
+  isEmpty,
   setEntry,
+  setEntryRun,
   ZERO_BIT,
 } from '../../../../formats/qcow2/l2.ts';
 
@@ -35,4 +37,33 @@ test('a compressed descriptor splits by cluster size', () => {
   const small = (1n << 62n) | (1n << 61n) | 0x40007n;
   assert.equal(compressedOffset(Number(small >> 32n), Number(small & 0xffffffffn), 61), 0x40007);
   assert.equal(compressedLength(Number(small >> 32n), Number(small & 0xffffffffn), 61), 1024 - 7);
+});
+
+test('a run of entries is what its entries are one by one, across 4 GiB too', () => {
+  for (const [offset, clusterSize] of [
+    [0x50000, 0x10000],
+    [2 ** 32 - 3 * 0x10000, 0x10000],
+    [2 ** 40 - 2 ** 21, 2 ** 21],
+    [2 ** 33 - 512, 512],
+  ] as const) {
+    const [run, single] = [new Uint8Array(10 * 8), new Uint8Array(10 * 8)];
+    setEntryRun(run, 8, offset, 7, clusterSize);
+    for (let i = 0; i < 7; i++) setEntry(single, 8 + i * 8, offset + i * clusterSize, COPIED, 0);
+    assert.deepEqual(run, single);
+  }
+});
+
+test('entries are empty when each of their bytes is', () => {
+  const bytes = new Uint8Array(4096);
+  assert.equal(isEmpty(bytes, 0, 4096), true);
+  bytes[800] = 1;
+  assert.deepEqual(
+    [
+      [0, 800],
+      [0, 808],
+      [800, 801],
+      [801, 4096],
+    ].map(([from, to]) => isEmpty(bytes, from as number, to as number)),
+    [true, false, false, true],
+  );
 });

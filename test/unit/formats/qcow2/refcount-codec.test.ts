@@ -1,6 +1,6 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
-import { getRefcount, setRefcount } from '../../../../formats/qcow2/refcount-codec.ts';
+import { areFree, getRefcount, setOnes, setRefcount } from '../../../../formats/qcow2/refcount-codec.ts';
 import { randomFor } from '../../../support/random.ts';
 
 test('refcounts narrower than a byte start at its least significant bit', () => {
@@ -43,5 +43,27 @@ test('setting a refcount changes no other, at any width', (t) => {
       model.map((_, i) => getRefcount(bytes, order, i)),
       model,
     );
+  }
+});
+
+test('runs of refcounts are looked at and set as if one by one, at any width', (t) => {
+  const random = randomFor(t);
+  for (let order = 0; order <= 6; order++) {
+    const count = 4096 / 2 ** order;
+    for (let round = 0; round < 50; round++) {
+      const [many, one] = [new Uint8Array(512), new Uint8Array(512)];
+      const from = random.below(count);
+      const to = from + random.below(count - from + 1);
+      // What is next to the run is not part of it.
+      for (const other of [from - 1, to]) {
+        if (other < 0 || other >= count) continue;
+        for (const bytes of [many, one]) setRefcount(bytes, order, other, 1);
+      }
+      assert.equal(areFree(many, order, from, to), order >= 3 && to - from >= 16, `order ${order}: [${from}, ${to})`);
+      setOnes(many, order, from, to);
+      for (let i = from; i < to; i++) setRefcount(one, order, i, 1);
+      assert.deepEqual(many, one, `order ${order}: [${from}, ${to})`);
+      if (to > from) assert.equal(areFree(many, order, from, to), false);
+    }
   }
 });
