@@ -4,7 +4,7 @@ import assert from 'node:assert/strict';
 import { createHash } from 'node:crypto';
 import { copyFile, mkdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { before, suite, test } from 'node:test';
+import { after, before, suite, test } from 'node:test';
 import { nbdMap, startQemuNbd } from '../../support/nbd.ts';
 import { run, runOk } from '../../support/process.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
@@ -155,7 +155,11 @@ suite('images over the kernel’s target', { skip: requiresVm() }, () => {
       `glfs v3.qcow2 ${SIZE}`,
     ];
     await writeFile(join(seed, 'refused'), refused.map((line) => `${line}\n`).join(''));
-    result = await runVm(t, 'images', { seed, seconds: 480 });
+    result = await runVm(t, 'images', { seed, seconds: 480, cpus: 1 });
+  });
+
+  after(async () => {
+    for (const cleanup of cleanups) await cleanup();
   });
 
   for (const { file, rule } of IMAGES) {

@@ -2,17 +2,17 @@
 
 import { copyFile, mkdir, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import type { TestContext } from 'node:test';
+import { test } from 'node:test';
 import { copyCheckout } from '../../support/checkout.ts';
 import { npmEnvironment } from '../../support/npm.ts';
 import { runOk } from '../../support/process.ts';
 import { randomFor } from '../../support/random.ts';
 import { requirePrograms, type Skip } from '../../support/requires.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
-import { runVm } from '../../support/vm.ts';
+import { requiresVm, runVm } from '../../support/vm.ts';
 
 /** What making and using the package takes, beside the VM. */
-export function requiresPackaging(): Skip {
+function requiresPackaging(): Skip {
   const programs = ['dpkg-deb', 'npm', 'make', 'g++', 'python3', 'tcmu-runner', 'systemd-analyze', 'mandoc', 'setpriv'];
   return requirePrograms(programs, 'build-essential, tcmu-runner, systemd and mandoc');
 }
@@ -29,8 +29,9 @@ async function buildPackage(directory: string): Promise<string> {
   return printed.trim().split('\n').at(-1) as string;
 }
 
-/** Lets a machine install, use and remove the package. */
-export async function tryPackage(t: TestContext): Promise<void> {
+test('the Debian package takes tcmu-runner’s place, is kept running by systemd, and leaves nothing when it is removed', {
+  skip: requiresVm() || requiresPackaging(),
+}, async (t) => {
   const path = await buildPackage(await temporaryDirectory(t));
   const seed = await temporaryDirectory(t);
   const images = join(seed, 'images');
@@ -39,5 +40,5 @@ export async function tryPackage(t: TestContext): Promise<void> {
   await runOk('qemu-img', ['create', '-q', '-f', 'qcow2', join(images, 'disk.qcow2'), '64M']);
   await runOk('qemu-img', ['create', '-q', '-f', 'qcow2', join(images, 'side.qcow2'), '16M']);
   await writeFile(join(seed, 'pattern'), randomFor(t).bytes(1024 * 1024));
-  await runVm(t, 'package', { seed, systemd: true, seconds: 1200 });
-}
+  await runVm(t, 'package', { seed, systemd: true, seconds: 1200, cpus: 1 });
+});
