@@ -56,14 +56,14 @@ class FailingDisk implements DiskSource {
 /** A raw disk of data with holes and zeros. @returns its path and bytes of data */
 async function sourceDisk(folder: string, random: Random): Promise<{ path: string; data: number }> {
   const path = join(folder, 'source.raw');
-  const bytes = Buffer.alloc(SIZE);
+  const words = new Uint32Array(SIZE / 4);
   let data = 0;
   for (let at = 0; at < SIZE; at += MiB / 4) {
     if (random.fraction() < 0.2) continue;
     data += MiB / 4;
-    for (let i = at; i < at + MiB / 4; i += 8) bytes.writeUInt32LE(random.next(), i);
+    for (let i = at / 4; i < (at + MiB / 4) / 4; i += 2) words[i] = random.next();
   }
-  await writeFile(path, bytes);
+  await writeFile(path, words);
   return { path, data };
 }
 
