@@ -26,7 +26,7 @@ stop_daemon() {
   wait $daemon
 }
 
-# make_backstore HANDLER IMAGE SIZE [CONTROL]: sets $backstore.
+# make_backstore HANDLER IMAGE SIZE [CONTROL]: sets $backstore. Patient: a daemon that is to complete it may be only starting.
 make_backstore() {
   made=$((made + 1))
   backstore=$target/core/user_$made/disk$made
@@ -34,7 +34,7 @@ make_backstore() {
   echo -n "dev_config=$1/$2" >"$backstore/control"
   echo -n "dev_size=$3" >"$backstore/control"
   [ -z "${4:-}" ] || echo -n "$4" >"$backstore/control"
-  if ! timeout 40 bash -c "echo 1 >$backstore/enable" 2>/out/enable.txt; then
+  if ! timeout 120 bash -c "echo 1 >$backstore/enable" 2>/out/enable.txt; then
     rmdir "$backstore" "${backstore%/*}"
     return 1
   fi
