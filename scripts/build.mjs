@@ -5,16 +5,7 @@
  */
 
 import { spawnSync } from 'node:child_process';
-import {
-  chmodSync,
-  copyFileSync,
-  existsSync,
-  mkdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
+import { chmodSync, existsSync, mkdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
@@ -58,7 +49,7 @@ const common = {
   minifyWhitespace: true,
   logLevel: 'warning',
 };
-// Where files beside it are looked for, as if it were a module: dist/program/lunette.js.
+// Where files beside it are looked for, as if it were a module: dist/program/lunette.js. Who runs it says so.
 const place = 'lunettePlace';
 await build({
   ...common,
@@ -71,7 +62,7 @@ await build({
   // Without import(), which scripts from a cache have not everywhere.
   supported: { 'dynamic-import': false },
   banner: {
-    js: `(function (require, module) { const exports = module.exports, ${place} = require("node:url").pathToFileURL(require.resolve("./lunette.cjs")).href.replace(/cjs$/, "js");`,
+    js: `(function (require, module, ${place}) { const exports = module.exports;`,
   },
   footer: { js: '})' },
 });
@@ -97,7 +88,20 @@ await build({
   format: 'esm',
   packages: 'external',
 });
-copyFileSync(`${made}/src/cli/launch.js`, program);
+// The launcher is a script, too: Node's loader of modules takes as long as the launcher itself. Nothing else is left beside it, which would have to be one.
+const launcher = `${made}/program/launch.cjs`;
+await build({
+  ...common,
+  entryPoints: [{ in: `${made}/src/cli/launch.js`, out: 'launch' }],
+  format: 'cjs',
+  outExtension: { '.js': '.cjs' },
+  define: { 'import.meta.url': place },
+  banner: { js: `const ${place} = require("node:url").pathToFileURL(__filename).href;` },
+});
+rmSync(`${made}/src/cli`, { recursive: true });
+mkdirSync(`${made}/src/cli`);
+renameSync(launcher, program);
+writeFileSync(`${made}/src/cli/package.json`, '{ "type": "commonjs" }\n');
 chmodSync(program, 0o755);
 const compiled = spawnSync(process.execPath, [`${root}scripts/code-cache.mjs`, made], { stdio: 'inherit' });
 if (compiled.status !== 0) process.exit(compiled.status ?? 1);

@@ -8,7 +8,7 @@ import { mkdtempSync, readFileSync, renameSync, rmSync, writeFileSync } from 'no
 import { createRequire } from 'node:module';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 import { Script } from 'node:vm';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
@@ -36,7 +36,7 @@ for (const args of [
 ]) {
   process.argv.splice(2, process.argv.length, ...args);
   const module = { exports: {} };
-  run(createRequire(program), module);
+  run(createRequire(program), module, pathToFileURL(program.replace(/cjs$/, 'js')).href);
   await module.exports.ended;
   if (process.exitCode !== 0) throw new Error(`lunette ${args.join(' ')} ended with ${process.exitCode}`);
 }

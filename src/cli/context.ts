@@ -30,8 +30,8 @@ export interface CliContext {
 /** The context of the real process. */
 export function processContext(): CliContext {
   return {
-    stdout: streamOutput(process.stdout, Number.POSITIVE_INFINITY),
-    stderr: streamOutput(process.stderr, MAX_LOG_BACKLOG),
+    stdout: streamOutput(() => process.stdout, Number.POSITIVE_INFINITY),
+    stderr: streamOutput(() => process.stderr, MAX_LOG_BACKLOG),
     env: process.env,
     interrupts: processInterrupts(),
     privileged: process.geteuid?.() === 0,
@@ -41,24 +41,31 @@ export function processContext(): CliContext {
 /** Log lines that nobody reads are dropped above this, bytes: a full pipe must not cost memory without end. */
 const MAX_LOG_BACKLOG = 1024 * 1024;
 
-function streamOutput(stream: NodeJS.WriteStream, maxBacklog: number): Output {
-  // A reader that has gone away (lunette info … | head -1) is no reason for a stack trace.
-  stream.on('error', (error: NodeJS.ErrnoException) => {
-    if (error.code !== 'EPIPE') throw error;
-  });
+/** @param open gives the stream. Called when something of it is asked for: Node takes its time to make one, and many commands say nothing */
+function streamOutput(open: () => NodeJS.WriteStream, maxBacklog: number): Output {
+  let opened: NodeJS.WriteStream | undefined;
+  const stream = (): NodeJS.WriteStream => {
+    if (opened !== undefined) return opened;
+    opened = open();
+    // A reader that has gone away (lunette info … | head -1) is no reason for a stack trace.
+    opened.on('error', (error: NodeJS.ErrnoException) => {
+      if (error.code !== 'EPIPE') throw error;
+    });
+    return opened;
+  };
   return {
     write(text) {
-      if (stream.writableLength < maxBacklog) stream.write(text);
+      if (stream().writableLength < maxBacklog) stream().write(text);
     },
     writeBytes: (bytes) =>
       new Promise((resolve, reject) => {
-        stream.write(bytes, (error) => (error ? reject(fromSystemError(error, 'writing to stdout')) : resolve()));
+        stream().write(bytes, (error) => (error ? reject(fromSystemError(error, 'writing to stdout')) : resolve()));
       }),
     get isTerminal() {
-      return stream.isTTY === true;
+      return stream().isTTY === true;
     },
     get columns() {
-      return stream.isTTY === true ? stream.columns : undefined;
+      return stream().isTTY === true ? stream().columns : undefined;
     },
   };
 }

@@ -4,23 +4,45 @@
  * (scripts/code-cache.mjs). Code of another version of Node is not taken: then it is compiled now, which costs a tenth of a second at most.
  */
 
-import { readFileSync } from 'node:fs';
+import { closeSync, fstatSync, openSync, readSync } from 'node:fs';
 import { createRequire } from 'node:module';
 import { fileURLToPath } from 'node:url';
-import { setFlagsFromString } from 'node:v8';
 import { Script, type ScriptOptions } from 'node:vm';
 
-const filename = fileURLToPath(new URL('../../program/lunette.cjs', import.meta.url));
+const place = new URL('../../program/lunette.js', import.meta.url);
+const filename = fileURLToPath(place).replace(/js$/, 'cjs');
+
+/** Reads a file into memory that is there already where that is large enough: the first touch of a page costs more than filling it. */
+function read(path: string, memory?: Buffer): Buffer {
+  const file = openSync(path, 'r');
+  try {
+    const { size } = fstatSync(file);
+    const bytes =
+      memory !== undefined && memory.length >= size ? memory.subarray(0, size) : Buffer.allocUnsafeSlow(size);
+    return bytes.subarray(0, readSync(file, bytes));
+  } finally {
+    closeSync(file);
+  }
+}
+
+const bytes = read(filename);
+// All of it is ASCII, which latin1 need not look for.
+const text = bytes.toString('latin1');
 const options: ScriptOptions = { filename };
 try {
-  options.cachedData = readFileSync(filename.replace(/cjs$/, 'cache'));
+  options.cachedData = read(filename.replace(/cjs$/, 'cache'), bytes);
 } catch {
   // It works as well without.
 }
-// All of it is ASCII, which latin1 need not look for.
-const program = new Script(readFileSync(filename, 'latin1'), options);
-// Commands that leave the bytes to native code are over before optimized code has paid for itself, and V8's compiling threads take the cores
-// from the copying. What is really hot is optimized all the same, some milliseconds later. Behind the Script: other flags, no cached code.
+const program = new Script(text, options);
+const require = createRequire(filename);
+// Commands that leave the bytes to native code are over before optimized code has paid for itself, and V8's threads, for compiling and for its
+// small heap, take the cores from the copying. What is really hot is optimized all the same, some milliseconds later. Behind the Script: other
+// flags, no cached code. No other command needs the module, which loads much of Node with it.
 const brief = ['convert', 'compare', 'checksum'].some((command) => process.argv.includes(command, 2));
-if (brief && /^v(20|22|24)\./.test(process.version)) setFlagsFromString('--interrupt-budget=2000000');
-program.runInThisContext()(createRequire(filename), { exports: {} });
+if (brief && /^v(20|22|24)\./.test(process.version)) {
+  const { setFlagsFromString } = require('node:v8') as typeof import('node:v8');
+  setFlagsFromString('--interrupt-budget=2000000');
+  setFlagsFromString('--no-parallel-scavenge');
+}
+program.runInThisContext()(require, { exports: {} }, place.href);
