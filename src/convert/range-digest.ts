@@ -17,8 +17,8 @@ export interface DigestMark {
 export class RangeDigest {
   readonly #hash: Hash = createHash('sha256');
   readonly #number = new DataView(new ArrayBuffer(8));
-  /** What is known of a block that came in parts. */
-  readonly #part = new Uint8Array(BLOCK);
+  /** What is known of a block that came in parts. Many come whole, in each of many digests. */
+  #part: Uint8Array | undefined;
   /** The number of that block; -1: there is none. */
   #block = -1;
 
@@ -34,6 +34,7 @@ export class RangeDigest {
       } else {
         if (block !== this.#block) this.#endPart();
         this.#block = block;
+        this.#part ??= new Uint8Array(BLOCK);
         this.#part.set(piece, start);
       }
       at += take;
@@ -59,7 +60,7 @@ export class RangeDigest {
   }
 
   #endPart(): void {
-    if (this.#block < 0) return;
+    if (this.#block < 0 || this.#part === undefined) return;
     this.#add(this.#block, this.#part);
     this.#part.fill(0);
     this.#block = -1;
