@@ -8,14 +8,16 @@ start_daemon || exit 1
 pieces="1:3 127:2 2048:129 8191:2 12000:700"
 
 check_image() {
-  local handler=$1 file=$2 size=$3 name
+  local handler=$1 file=$2 size=$3 name start length
   name=$(basename "$file")
   make_backstore "$handler" "/mnt/images/$file" "$size" || { cat /out/enable.txt; return 1; }
   map_loop || return 1
   md5sum <"$device" | cut -d' ' -f1 >"/out/$name.before"
   for piece in $pieces; do
-    dd if=/mnt/pattern of="$device" bs=512 skip="${piece%:*}" seek="${piece%:*}" count="${piece#*:}" \
-      oflag=direct conv=notrunc status=none || return 1
+    start=$((${piece%:*} * 512)) length=$((${piece#*:} * 512))
+    # The longest in writes of 100 blocks, some of which cross from one cluster into the next; the others block by block.
+    dd if=/mnt/pattern of="$device" bs=$((length % 51200 == 0 ? 51200 : 512)) skip=$start seek=$start count=$length \
+      iflag=skip_bytes,count_bytes oflag=direct,seek_bytes conv=notrunc status=none || return 1
   done
   # Two clusters of 64 KiB: they read as zeros then, whatever was there.
   blkdiscard -z -o 5242880 -l 131072 "$device" || return 1
