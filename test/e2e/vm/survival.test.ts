@@ -20,5 +20,5 @@ test('a daemon killed ten times under load, ended under load, or dead for long: 
   await img(images, 'create', '-q', '-f', 'qcow2', 'dead.qcow2', '64M');
   await img(images, 'create', '-q', '-f', 'vmdk', 'new.vmdk', '16M');
   await writeFile(join(seed, 'pattern'), randomFor(t).bytes(4_096_000));
-  await runVm(t, 'survival', { seed, seconds: 900 });
+  await runVm(t, 'survival', { seed, seconds: 1200 });
 });
