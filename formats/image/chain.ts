@@ -2,6 +2,7 @@ import { codeOf, ImageError, LunetteError } from '../core/errors.ts';
 import { appendZeros, IoVec } from '../core/iov.ts';
 import { Lifetime } from '../core/lifetime.ts';
 import { RangeLock } from '../core/range-lock.ts';
+import { Turns } from '../core/turns.ts';
 import { alignDown, alignUp } from '../core/units.ts';
 import type { Storage } from '../storage/storage.ts';
 import type { ChangeRecorder } from './bitmaps.ts';
@@ -50,8 +51,7 @@ export class ChainImage implements Image {
   #beginning: Promise<void> | undefined;
   /** A flush failed for another reason than a full disk: what was acknowledged may be lost, so nothing more is. */
   #failed: LunetteError | undefined;
-  #flushing: Promise<void> | undefined;
-  #nextFlush: Promise<void> | undefined;
+  readonly #flushes = new Turns(() => this.#writeBack(() => this.#top.flush()));
 
   /**
    * @param layers top first, at least one; the image takes them over
@@ -216,26 +216,20 @@ export class ChainImage implements Image {
   /** Callers that come while a flush runs share the next one: theirs must begin after their writes. */
   flush(): Promise<void> {
     if (this.readOnly) return Promise.resolve();
-    if (this.#failed !== undefined) return Promise.reject(this.#failed);
-    if (this.#flushing === undefined) {
-      this.#flushing = this.#flushOnce().finally(() => {
-        this.#flushing = undefined;
-      });
-      return this.#flushing;
-    }
-    this.#nextFlush ??= this.#flushing
-      .catch(() => undefined)
-      .then(() => {
-        this.#nextFlush = undefined;
-        return this.flush();
-      });
-    return this.#nextFlush;
+    return this.#failed === undefined ? this.#flushes.ask(true) : Promise.reject(this.#failed);
   }
 
-  async #flushOnce(): Promise<void> {
+  async publish(): Promise<void> {
+    const top = this.#top;
+    if (top.publish === undefined) return this.flush();
+    if (this.#failed !== undefined) throw this.#failed;
+    if (!this.readOnly) await this.#writeBack(() => (top as Required<Layer>).publish());
+  }
+
+  async #writeBack(act: () => Promise<void>): Promise<void> {
     this.#lifetime.enter();
     try {
-      await this.#top.flush();
+      await act();
     } catch (error) {
       // A full disk can be mended and the write tried again; after anything else nobody knows what the disk holds.
       if (!(error instanceof LunetteError) || error.code !== 'NO_SPACE') {
@@ -329,7 +323,7 @@ export class ChainImage implements Image {
   close(): Promise<void> {
     return this.#lifetime.close(async () => {
       try {
-        await this.#flushing?.catch(() => undefined);
+        await this.#flushes.running?.catch(() => undefined);
         if (!this.readOnly && this.#failed === undefined) await this.#top.flush();
       } finally {
         await this.#release();

@@ -73,6 +73,11 @@ export interface Image {
    * the system. Absent: there are none, or nobody knows.
    */
   readonly mappingChanges?: number;
+  /**
+   * Hands the system what only this process knows of changes that had completed, so that they outlive it; a power cut may still undo
+   * them. Much cheaper than flush() where the format can do so, else that. Absent: flush() is what there is.
+   */
+  publish?(): Promise<void>;
 
   /**
    * Extents from `offset` on with the layer that decided; ABSENT where no layer holds it (reads as zeros). May end early, see out.end.

@@ -144,6 +144,11 @@ export interface Layer {
    * Makes all completed writes and committed reservations durable: data, then metadata in the format's order. Calls never overlap.
    */
   flush(): Promise<void>;
+  /**
+   * Hands the system what completed changes left in this process alone, so that they outlive it, without making them durable: whatever a
+   * power cut brings back must be as sound as before. May run beside flush(). Absent: the format can do no less than flush.
+   */
+  publish?(): Promise<void>;
   /** Writes what is left, clears flags that say "open for writing", closes storages. No call is in flight. Safe after a failed flush. */
   close(): Promise<void>;
 

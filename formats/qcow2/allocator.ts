@@ -6,6 +6,7 @@ import type { MetadataMap } from './metadata-map.ts';
 import type { Refcounts } from './refcount.ts';
 import { areFree, getRefcount, setOnes } from './refcount-codec.ts';
 import type { SliceCache } from './slices.ts';
+import { Stock } from './stock.ts';
 
 /** Host offsets of data have 56 bits, of which a number takes 53. */
 const MAX_HOST_OFFSET = Number.MAX_SAFE_INTEGER;
@@ -16,6 +17,8 @@ export interface ClusterRun {
   readonly count: number;
   /** Never written since the file grew to hold them: they read as zeros. */
   readonly fresh: boolean;
+  /** Their refcounts are durable, and so is a size of the file that holds them: see Stock. */
+  readonly settled: boolean;
 }
 
 /** Gives out free clusters, lowest first, and takes them back. Callers hold the writer's mutex. */
@@ -29,6 +32,9 @@ export class Allocator {
   #hint = 0;
   /** Everything from this cluster on has never been written. */
   #untouched: number;
+  readonly #stock: Stock;
+  /** Whoever writes publishes: a stock of clusters is laid in. */
+  #stocking = false;
 
   constructor(parts: {
     storage: Storage;
@@ -49,6 +55,7 @@ export class Allocator {
       parts.storage.growsZeroed && !parts.encrypted
         ? alignUp(parts.storage.size, clusterSize) / clusterSize
         : Number.POSITIVE_INFINITY;
+    this.#stock = new Stock(clusterSize);
     this.#refcounts.onAllocated = (first, count) => this.#touched(first + count);
   }
 
@@ -58,11 +65,63 @@ export class Allocator {
    * @throws {StorageError} NO_SPACE; {ImageError} CORRUPT when a free cluster holds metadata
    */
   async allocate(most: number): Promise<ClusterRun> {
-    return (await this.#allocate(most, false)) as ClusterRun;
+    const stocked = this.#stock.take(most);
+    if (stocked !== undefined) return stocked;
+    const run = (await this.#allocate(most, false, this.#stocking ? this.#stock.most : 0)) as ClusterRun;
+    if (run.count <= most) return run;
+    await this.#lay(run.first + most, run.first + run.count);
+    return { ...run, count: most };
   }
 
-  /** @param counted only of clusters that have a place for their refcount: undefined when none of them is free */
-  async #allocate(most: number, counted: boolean): Promise<ClusterRun | undefined> {
+  /** Lays in stocks from now on: clusters that are given out are settled, most of the time. */
+  stock(): void {
+    this.#stocking = true;
+  }
+
+  /** To be told to settled() when all that is in memory now is durable. */
+  get stockGeneration(): number {
+    return this.#stock.generation;
+  }
+
+  settled(generation: number): void {
+    this.#stock.settle(generation);
+  }
+
+  /** Gives the stock back, and lays in no other before stock(). @returns what it was, for trim() */
+  async clearStock(): Promise<{ first: number; end: number }> {
+    this.#stocking = false;
+    const { first, end } = this.#stock.range;
+    this.#stock.lay(end, end);
+    if (first < end) await this.free(first, end - first);
+    return { first, end };
+  }
+
+  /** Cuts off what is not in use of a former stock, when it is the end of the file. Counts are durable. */
+  async trim({ first, end }: { first: number; end: number }): Promise<void> {
+    const { clusterSize } = this.#geometry;
+    if (first === end || this.#untouched !== end || this.#storage.size !== end * clusterSize) return;
+    let used = first;
+    await this.#refcounts.visit(first, end - first, (cluster, value) => {
+      if (value !== 0) used = cluster + 1;
+    });
+    await this.#storage.resize(used * clusterSize);
+  }
+
+  async #lay(first: number, end: number): Promise<void> {
+    try {
+      const size = end * this.#geometry.clusterSize;
+      if (this.#storage.size < size) await this.#storage.resize(size);
+      this.#stock.lay(first, end);
+    } catch {
+      await this.free(first, end - first); // a file that may not grow so far: without a stock, then
+    }
+  }
+
+  /**
+   * @param counted only of clusters that have a place for their refcount: undefined when none of them is free
+   * @param spare where what is found is fresh, so many are taken if that is more
+   */
+  async #allocate(most: number, counted: boolean, spare = 0): Promise<ClusterRun | undefined> {
     const { refcountsPerSlice, refcountOrder, clusterSize } = this.#geometry;
     for (let cluster = this.#hint; ; ) {
       if ((cluster + 1) * clusterSize > MAX_HOST_OFFSET) throw this.#full('the image is as large as the format allows');
@@ -85,7 +144,8 @@ export class Allocator {
           continue;
         }
         let end = free + 1;
-        const stop = Math.min(refcountsPerSlice, free + most, this.#boundary(base + free) - base);
+        const wanted = base + free < this.#untouched ? most : Math.max(most, spare);
+        const stop = Math.min(refcountsPerSlice, free + wanted, this.#boundary(base + free) - base);
         if (areFree(bytes, refcountOrder, end, stop)) end = stop;
         else while (end < stop && getRefcount(bytes, refcountOrder, end) === 0) end++;
         return this.#take(slice, base, free, end);
@@ -158,7 +218,7 @@ export class Allocator {
     this.#hint = base + to;
     const fresh = first >= this.#untouched;
     this.#touched(base + to);
-    return { first, count: to - from, fresh };
+    return { first, count: to - from, fresh, settled: false };
   }
 
   /** Gives clusters back that nothing refers to. @throws what reading their refcounts throws: they are leaked then */

@@ -1,4 +1,5 @@
 import { ImageError, LunetteError } from '../core/errors.ts';
+import { Turns } from '../core/turns.ts';
 import { settle } from '../image/chain-read.ts';
 import { type TableWrite, writeTable } from './pointer-table.ts';
 import type { RefcountTableJob } from './refcount.ts';
@@ -12,6 +13,8 @@ const MAX_FREED = 4096;
 /** All that was dirty at one moment. */
 interface Job {
   readonly refcounts: SliceBatch;
+  /** The stock whose refcounts are among them, or were written before. */
+  readonly stock: number | undefined;
   readonly table: RefcountTableJob;
   readonly mappings: SliceBatch;
   readonly l1: readonly TableWrite[];
@@ -32,8 +35,7 @@ interface Job {
  */
 export class Flusher {
   readonly #state: WriteState;
-  #running: Promise<void> | undefined;
-  #next: Promise<void> | undefined;
+  readonly #turns = new Turns((whole) => (whole ? this.#flush() : this.#publish()));
   /** Lists of dropped clusters that wait for readers or for the file system. */
   readonly #quarantine = new Set<Promise<void>>();
   /** The flush that begins next writes refcounts too. */
@@ -55,23 +57,16 @@ export class Flusher {
    */
   flush(postpone = false): Promise<void> {
     if (!postpone) this.#whole = true;
-    return this.#flush();
+    return this.#turns.ask(true);
   }
 
-  #flush(): Promise<void> {
-    if (this.#running === undefined) {
-      this.#running = this.#once().finally(() => {
-        this.#running = undefined;
-      });
-      return this.#running;
-    }
-    this.#next ??= this.#running
-      .catch(() => undefined)
-      .then(() => {
-        this.#next = undefined;
-        return this.#flush();
-      });
-    return this.#next;
+  /**
+   * Writes L2 entries without waiting for the disk, where they may come to it at any time: see Stock. What cannot be written so is
+   * flushed. Either way, all that had changed is in the file, and outlives this process.
+   */
+  publish(): Promise<void> {
+    this.#state.parts.allocator.stock();
+    return this.#turns.ask(false);
   }
 
   /** Resolves when nothing is in quarantine any more. */
@@ -79,7 +74,25 @@ export class Flusher {
     while (this.#quarantine.size > 0) await Promise.all(this.#quarantine);
   }
 
-  async #once(): Promise<void> {
+  async #publish(): Promise<void> {
+    this.#state.check();
+    const { slices, l1, refcounts } = this.#state.parts;
+    // Nobody is in the middle of a change of such slices: each is made in one tick.
+    const batch = l1.dirty || refcounts.tableChanged ? undefined : slices.takeFree();
+    if (batch === undefined) {
+      this.#whole = true;
+      return this.#flush();
+    }
+    try {
+      await slices.writeBatch(batch);
+      slices.finishBatch(batch);
+    } catch (error) {
+      slices.returnBatch(batch);
+      throw error;
+    }
+  }
+
+  async #flush(): Promise<void> {
     this.#state.check();
     // The mutex: nobody is in the middle of a change when the dirty slices are taken.
     const job = await this.#state.parts.mutex.run(() => this.#take());
@@ -89,16 +102,18 @@ export class Flusher {
       this.#return(job);
       throw error;
     }
+    if (job.stock !== undefined) this.#state.parts.allocator.settled(job.stock);
     if (!job.unlinked.empty) await this.#release(job.unlinked);
   }
 
   #take(): Job {
-    const { slices, refcounts, l1 } = this.#state.parts;
+    const { slices, refcounts, l1, allocator } = this.#state.parts;
     // New blocks are never postponed: who counts references after a power cut finds a place for each count.
     const whole = this.#whole || refcounts.tableChanged || this.#state.parts.cache.pinnedFull;
     this.#whole = false;
     const job: Job = {
       refcounts: whole ? slices.takeDirty('refcount') : { slices: [], bytes: [] },
+      stock: whole ? allocator.stockGeneration : undefined,
       table: refcounts.takeTable(),
       mappings: slices.takeDirty('mapping'),
       l1: l1.takeDirty(),

@@ -390,6 +390,10 @@ export class Qcow2Layer implements Layer {
     await this.#writer?.flush();
   }
 
+  async publish(): Promise<void> {
+    await this.#writer?.publish();
+  }
+
   close(): Promise<void> {
     this.#closing ??= this.#close();
     return this.#closing;

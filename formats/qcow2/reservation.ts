@@ -20,6 +20,7 @@ interface Placed {
   readonly fresh: boolean;
   /** Newly allocated: to be given back when the write fails. Clusters that have a place of their own are written there. */
   readonly allocated: boolean;
+  readonly settled: boolean;
 }
 
 /** What a write asks for, inside one slice of an L2 table. */
@@ -117,7 +118,7 @@ async function place(state: WriteState, wanted: Wanted, placed: Placed[]): Promi
   const entry = new EntryView();
   if (state.external) {
     for (let i = 0; i < count; i++) readEntry(state, wanted, i, entry); // none of them may be broken
-    placed.push({ host: start, count, fresh: false, allocated: false });
+    placed.push({ host: start, count, fresh: false, allocated: false, settled: false });
     return count;
   }
   let done = 0;
@@ -128,7 +129,7 @@ async function place(state: WriteState, wanted: Wanted, placed: Placed[]): Promi
       if (done > 0 && (touched(state, wanted, done) & ~entry.allocated) === 0) break;
       const last = placed[placed.length - 1];
       if (last !== undefined && !last.allocated && last.host + last.count * clusterSize === entry.offset) last.count++;
-      else placed.push({ host: entry.offset, count: 1, fresh: false, allocated: false });
+      else placed.push({ host: entry.offset, count: 1, fresh: false, allocated: false, settled: false });
       done++;
       continue;
     }
@@ -139,7 +140,8 @@ async function place(state: WriteState, wanted: Wanted, placed: Placed[]): Promi
     }
     while (missing > 0 && placed.length < MAX_PLACES) {
       const run = await allocator.allocate(missing);
-      placed.push({ host: run.first * clusterSize, count: run.count, fresh: run.fresh, allocated: true });
+      const { first, count, fresh, settled } = run;
+      placed.push({ host: first * clusterSize, count, fresh, allocated: true, settled });
       done += run.count;
       missing -= run.count;
     }
@@ -299,7 +301,7 @@ class Qcow2Reservation implements Reservation {
       state.check();
       const { geometry, slices } = state.parts;
       const { clusterSize, entrySize, sliceCoverage, sliceSize } = geometry;
-      const bytes = slices.modify(this.#slice);
+      const bytes = slices.modify(this.#slice, this.#isFree());
       const entry = new EntryView();
       let guest = this.#start;
       let index = 0;
@@ -324,6 +326,22 @@ class Qcow2Reservation implements Reservation {
     } finally {
       state.parts.slices.unhold(this.#slice);
     }
+  }
+
+  /** Whether the table may get into the file before the data does, and before anything is synced: zeros show then, as before. */
+  #isFree(): boolean {
+    if (!this.#placed.every(({ settled }) => settled)) return false;
+    const { geometry, slices, hasParent } = this.#state.parts;
+    const { clusterSize, entrySize, sliceCoverage, sliceSize } = geometry;
+    const bytes = slices.peek(this.#slice) as Uint8Array;
+    const entry = new EntryView();
+    return this.#filled.every((filled, index) => {
+      const guest = this.#start + index * clusterSize;
+      const at = ((guest % sliceCoverage) / clusterSize) * entrySize;
+      entry.read(this.#state, bytes, at, this.#slice * sliceSize, guest);
+      if (entry.compressed || entry.placed) return false;
+      return !hasParent || (filled & ~entry.zeros) === 0;
+    });
   }
 
   async abort(): Promise<void> {

@@ -27,6 +27,8 @@ interface PinnedSlice {
   holds: number;
   /** Differs from the file, and no write of it has begun since it was changed. */
   dirty: boolean;
+  /** What makes it dirty may get into the file at any moment, whatever else does: see Stock. */
+  free: boolean;
   /** A write-back has it: `bytes` must not change, a change makes a copy. */
   writing: boolean;
   /** `bytes` is ours alone: not an array that the block cache keeps as well. */
@@ -159,7 +161,7 @@ export class SliceCache {
     }
     const bytes = this.peek(slice);
     if (bytes === undefined) return false;
-    this.#pin(slice, { bytes, kind, holds: 1, dirty: false, writing: false, owned: false });
+    this.#pin(slice, { bytes, kind, holds: 1, dirty: false, free: false, writing: false, owned: false });
     return true;
   }
 
@@ -171,7 +173,7 @@ export class SliceCache {
       // Forgotten while it was read: it may have become another table, which is to be read then.
       if (this.#forgotten !== before) continue;
       // A small cache may have let go of it at once: pin what was read.
-      this.#pin(slice, { bytes, kind, holds: 1, dirty: false, writing: false, owned: false });
+      this.#pin(slice, { bytes, kind, holds: 1, dirty: false, free: false, writing: false, owned: false });
       return;
     }
   }
@@ -183,8 +185,12 @@ export class SliceCache {
     this.#settle(slice, pinned);
   }
 
-  /** The bytes of a slice that is held, to be changed in this tick; they will be written by the next write-back. */
-  modify(slice: number): Uint8Array {
+  /**
+   * The bytes of a slice that is held, to be changed in this tick; they will be written by the next write-back.
+   *
+   * @param free the change needs nothing else to be in the file before it
+   */
+  modify(slice: number, free = false): Uint8Array {
     const pinned = this.#pinned.get(slice);
     if (pinned === undefined) throw new RangeError(`slice ${slice} is changed without being held`);
     if (pinned.writing) {
@@ -194,6 +200,7 @@ export class SliceCache {
       this.#space(slice)?.delete(slice % SPACE_SLICES);
       pinned.owned = true;
     }
+    pinned.free = free && (pinned.free || !pinned.dirty);
     pinned.dirty = true;
     this.#remember(slice, pinned.bytes);
     return pinned.bytes;
@@ -204,8 +211,9 @@ export class SliceCache {
     this.#loading.delete(slice);
     this.#space(slice)?.delete(slice % SPACE_SLICES);
     const pinned = this.#pinned.get(slice);
-    if (pinned === undefined) this.#pin(slice, { bytes, kind, holds: 0, dirty: true, writing: false, owned: true });
-    else Object.assign(pinned, { bytes, kind, dirty: true, writing: false, owned: true });
+    if (pinned === undefined)
+      this.#pin(slice, { bytes, kind, holds: 0, dirty: true, free: false, writing: false, owned: true });
+    else Object.assign(pinned, { bytes, kind, dirty: true, free: false, writing: false, owned: true });
     this.#remember(slice, bytes);
   }
 
@@ -242,6 +250,14 @@ export class SliceCache {
       return pinned.bytes;
     });
     return { slices, bytes };
+  }
+
+  /** As takeDirty('mapping') when none of them has to wait for anything else; else undefined. */
+  takeFree(): SliceBatch | undefined {
+    for (const pinned of this.#pinned.values()) {
+      if (pinned.dirty && pinned.kind === 'mapping' && !pinned.free) return undefined;
+    }
+    return this.takeDirty('mapping');
   }
 
   /** Writes a batch, neighbours together. After an error call returnBatch(). */
@@ -298,6 +314,7 @@ export class SliceCache {
       // A slice that changed meanwhile is dirty by that; one that is gone was dropped with its table.
       if (pinned === undefined || pinned.bytes !== batch.bytes[i] || !pinned.writing) return;
       pinned.writing = false;
+      pinned.free = false;
       pinned.dirty = true;
     });
   }

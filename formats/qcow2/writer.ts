@@ -260,9 +260,17 @@ export class Qcow2Writer {
     return this.#flusher.flush(this.#marked);
   }
 
+  /** As Layer.publish. Refcounts that wait in memory for the dirty bit's sake are no ground for it. */
+  publish(): Promise<void> {
+    return this.#lazy || this.#retired ? this.flush() : this.#flusher.publish();
+  }
+
   /** Writes everything back, and waits for space in quarantine: what is left behind has no leaks. */
   async close(): Promise<void> {
     if (this.#state.stopped !== undefined) return;
+    const { allocator } = this.#state.parts;
+    // Clusters of it that cannot be given back are leaked, which does no harm.
+    const stock = await this.#state.change(() => allocator.clearStock()).catch(() => undefined);
     if (this.#begun) {
       await this.bitmaps.end();
       await this.#completeLastCluster();
@@ -271,6 +279,7 @@ export class Qcow2Writer {
     await this.#flusher.settled();
     // Refcounts that were lowered at the end of that flush.
     if (this.#state.stopped === undefined && this.#state.parts.slices.hasDirty('refcount')) await this.#flusher.flush();
+    if (stock !== undefined) await this.#state.change(() => allocator.trim(stock)).catch(() => undefined);
     if (this.#state.stopped === undefined && this.#marked) await this.#markDirty(false);
   }
 
@@ -317,6 +326,7 @@ export class Qcow2Writer {
   /** Flushes until nothing is dirty and nothing waits to be freed. No writer may be active. */
   async #quiet(): Promise<void> {
     const { slices, l1 } = this.#state.parts;
+    await this.#state.change(() => this.#state.parts.allocator.clearStock());
     this.#state.packed.leaveAll(); // what comes may lower counts around the flush
     do {
       await this.#flusher.flush();

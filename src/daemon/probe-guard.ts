@@ -113,6 +113,10 @@ export class ProbeGuard implements Image {
     return this.#image.flush();
   }
 
+  publish(): Promise<void> {
+    return this.#image.publish?.() ?? this.#image.flush();
+  }
+
   map(offset: number, length: number, out: ExtentBuffer): Promise<number> {
     return this.#image.map(offset, length, out);
   }

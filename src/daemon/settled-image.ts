@@ -4,16 +4,16 @@ import type { Image, ImageLimits } from '../../formats/image/image.ts';
 import type { ResizeOptions } from '../../formats/image/layer.ts';
 
 /**
- * An image that acknowledges a change only when the end of this process cannot undo it.
+ * An image that acknowledges a change only when the end of this process cannot undo it: when the system knows all of it.
  *
  * An initiator of the kernel's target keeps its session when the daemon dies. It does not hear of it, so it does not send again what was
  * acknowledged and not flushed: to it that is in the disk's cache, and the next flush succeeds. Data is safe then, the system has it; but
- * where new data is, in tables that this process holds, is not. So while such changes are not durable, writes wait for a flush, which all
- * that wait share. Writes into space that is allocated, with nothing waiting, go on as they are.
+ * where new data is, in tables that this process holds, is not. So while the system does not have those changes, writes wait until they are
+ * published, which all that wait share. Writes into space that is allocated, with nothing waiting, go on as they are.
  */
 export class SettledImage implements Image {
   readonly #image: Image;
-  /** The last change that a flush has covered. */
+  /** The last change that is out of this process's hands. */
   #settled: number;
 
   constructor(image: Image) {
@@ -50,7 +50,7 @@ export class SettledImage implements Image {
   }
 
   tryWritev(offset: number, iov: IoVec): boolean {
-    // What it goes into may be space that is not durable yet.
+    // What it goes into may be space that only this process knows of.
     return changesOf(this.#image) === this.#settled && this.#image.tryWritev(offset, iov);
   }
 
@@ -70,10 +70,12 @@ export class SettledImage implements Image {
     return this.#settling(this.#image.readModifyWrite(offset, length, change));
   }
 
-  async flush(): Promise<void> {
-    const covered = changesOf(this.#image);
-    await this.#image.flush();
-    this.#settled = Math.max(this.#settled, covered);
+  flush(): Promise<void> {
+    return this.#covering(() => this.#image.flush());
+  }
+
+  publish(): Promise<void> {
+    return this.#covering(() => this.#image.publish?.() ?? this.#image.flush());
   }
 
   map(offset: number, length: number, out: ExtentBuffer): Promise<number> {
@@ -99,8 +101,14 @@ export class SettledImage implements Image {
 
   async #settling<T>(change: Promise<T>): Promise<T> {
     const result = await change;
-    if (changesOf(this.#image) > this.#settled) await this.flush();
+    if (changesOf(this.#image) > this.#settled) await this.publish();
     return result;
+  }
+
+  async #covering(act: () => Promise<void>): Promise<void> {
+    const covered = changesOf(this.#image);
+    await act();
+    this.#settled = Math.max(this.#settled, covered);
   }
 }
 

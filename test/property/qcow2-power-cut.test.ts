@@ -28,6 +28,8 @@ interface Workload {
   readonly raw?: boolean;
   readonly model: CutModel;
   readonly parentBytes: Uint8Array | undefined;
+  /** Nearly all changes are small writes, and they are published. */
+  readonly small?: boolean;
 }
 
 async function openWith(
@@ -69,9 +71,26 @@ async function prepareFull(random: Random): Promise<Workload> {
   };
 }
 
+/** A new disk, as an installation fills it: small writes, each published before it is acknowledged. */
+async function prepareNew(random: Random): Promise<Workload> {
+  const clusterSize = random.pick([512, 1024, 4096]);
+  const size = random.pick([400, 1000]) * clusterSize;
+  const parentBytes = random.chance(0.2)
+    ? (await filled(random, { size: size / 2, clusterSize })).toBytes()
+    : undefined;
+  const backing = parentBytes === undefined ? {} : { backingFile: 'parent.qcow2', backingFormat: 'qcow2' };
+  const file = await createImage({ size, clusterSize, refcountBits: random.pick([1, 4, 16, 64]), ...backing });
+  const shown = new Uint8Array(size);
+  if (parentBytes !== undefined) shown.set(await readAll(await openImage(new MemoryStorage({ bytes: parentBytes }))));
+  const storage = new PowerCutStorage(random, file.toBytes());
+  const what = `a new disk of ${size} bytes in clusters of ${clusterSize}${parentBytes === undefined ? '' : ', with a parent'}`;
+  return { what, storage, model: new CutModel(storage, shown), parentBytes, small: true };
+}
+
 /** An image with some data, perhaps a parent and snapshots, that is about to be written. */
 async function prepare(random: Random): Promise<Workload> {
   if (random.chance(0.05)) return prepareFull(random);
+  if (random.chance(0.1)) return prepareNew(random);
   const extendedL2 = random.chance(0.25);
   const clusterSize = extendedL2 ? 16384 : random.pick([512, 512, 1024, 4096]);
   const version = extendedL2 ? 3 : random.pick([2, 3, 3, 3] as const);
@@ -153,12 +172,17 @@ async function filled(random: Random, options: { size: number; clusterSize: numb
   return storage;
 }
 
-/** One random change, and its effect in the model. @param scale of its length, bytes */
-function change(random: Random, image: ChainImage, { model, raw }: Workload, scale: number): Promise<void> {
+/** One random change, and its effect in the model. @param scale of its length, bytes @param small only a small write */
+function change(
+  random: Random,
+  image: ChainImage,
+  { model, raw }: Workload,
+  { scale, small }: { scale: number; small: boolean },
+): Promise<void> {
   const size = image.size;
   const offset = random.below(size);
-  const length = 1 + random.below(Math.min(size - offset, random.chance(0.2) ? 30 * scale : 3 * scale));
-  switch (random.below(8)) {
+  const length = 1 + random.below(Math.min(size - offset, random.chance(0.2) && !small ? 30 * scale : 3 * scale));
+  switch (small ? 7 : random.below(8)) {
     case 0:
     case 1:
       return model.change(offset, new Uint8Array(length), () => image.writeZeroes(offset, length, random.chance(0.5)));
@@ -219,8 +243,10 @@ async function run(workload: Workload, random: Random): Promise<void> {
     sync: failing && random.chance(0.3) ? 0.02 : 0,
   };
   const tears = random.chance(0.5);
+  const { small = false } = workload;
+  const publishing = small || random.chance(0.3);
   let looking = false;
-  for (let i = random.between(5, 40); i > 0; i--) {
+  for (let i = small ? random.between(40, 120) : random.between(5, 40); i > 0; i--) {
     for (const file of data === undefined ? [storage] : [storage, data]) {
       if (full) file.maxSize = random.chance(0.5) ? file.size : Number.MAX_SAFE_INTEGER;
       // For a while, then not.
@@ -228,12 +254,19 @@ async function run(workload: Workload, random: Random): Promise<void> {
       file.failing = (call) => !calm && !looking && chances[call] > 0 && random.chance(chances[call]);
       file.tears = tears;
     }
-    const pending = Array.from({ length: random.between(1, 4) }, () => change(random, image, workload, scale));
+    const pending = Array.from({ length: random.between(1, small ? 8 : 4) }, () =>
+      change(random, image, workload, { scale, small: small && random.chance(0.95) }),
+    );
     if (random.chance(0.3)) pending.push(model.flush(() => image.flush()));
+    if (publishing && random.chance(0.5))
+      pending.push(...Array.from(pending, (done) => done.then(() => image.publish())));
     for (const result of await Promise.allSettled(pending)) {
       if (result.status === 'rejected' && !['NO_SPACE', 'IO'].includes(codeOf(result.reason))) throw result.reason;
     }
-    if (!random.chance(0.2)) continue;
+    looking = true;
+    if (publishing && random.chance(0.2)) await judgePublished(workload, image, random);
+    looking = false;
+    if (!random.chance(small ? 0.02 : 0.2)) continue;
     // A change that failed may have happened in part: what is seen now is what must be kept.
     looking = true;
     model.current = await readAll(image);
@@ -261,6 +294,23 @@ async function run(workload: Workload, random: Random): Promise<void> {
       assert.deepEqual(found, { corruptions: [], leaks: [], missingCopied: [] }, workload.what);
     }
   }
+}
+
+/** What is published outlives the process: whoever opens the file then sees what the image shows now. */
+async function judgePublished(workload: Workload, image: ChainImage, random: Random): Promise<void> {
+  try {
+    await image.publish();
+  } catch (error) {
+    if (!['NO_SPACE', 'IO'].includes(codeOf(error))) throw error;
+    return;
+  }
+  const bytes = workload.storage.toBytes();
+  const data = workload.data && new MemoryStorage({ bytes: workload.data.toBytes() });
+  assert.deepEqual(new Qcow2File(bytes).inspect().corruptions, [], `${workload.what}, published`);
+  const killed = await openWith(workload, new MemoryStorage({ bytes }), random, data);
+  const [shown, found] = [await readAll(image), await readAll(killed)];
+  assert.ok(Buffer.compare(shown, found) === 0, `${workload.what}: what was published is not in the file`);
+  await killed.close();
 }
 
 /** What a cut leaves must open, have sound metadata, and show every flushed byte and the snapshots as they were. */

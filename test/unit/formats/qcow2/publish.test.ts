@@ -1,0 +1,117 @@
+import assert from 'node:assert/strict';
+import { test } from 'node:test';
+import { SharedBlockCache } from '../../../../formats/cache/block-cache.ts';
+import { IoVec } from '../../../../formats/core/iov.ts';
+import type { ChainImage } from '../../../../formats/image/chain.ts';
+import { SliceCache } from '../../../../formats/qcow2/slices.ts';
+import { Stock } from '../../../../formats/qcow2/stock.ts';
+import { MemoryStorage } from '../../../../formats/storage/memory.ts';
+import { Qcow2File } from '../../../support/qcow2-file.ts';
+import { createImage, openImage, readAll } from '../../../support/qcow2-images.ts';
+
+const CLUSTER = 64 * 1024;
+const SIZE = 1024 * CLUSTER;
+const bytes = (value: number): IoVec => IoVec.of(new Uint8Array(4096).fill(value));
+
+class CountedSyncs extends MemoryStorage {
+  syncs = 0;
+  override async sync(): Promise<void> {
+    this.syncs++;
+    return super.sync();
+  }
+}
+
+async function published(image: ChainImage, clusters: number, first = 0): Promise<void> {
+  for (let i = first; i < first + clusters; i++) {
+    await image.writev(i * CLUSTER, bytes(i));
+    await image.publish();
+  }
+}
+
+async function newImage(): Promise<CountedSyncs> {
+  return new CountedSyncs({ bytes: (await createImage({ size: SIZE, clusterSize: CLUSTER })).toBytes() });
+}
+
+test('many small writes into a new disk are published with few syncs, and are in the file at once', async () => {
+  const storage = await newImage();
+  const image = await openImage(storage);
+  await published(image, 500);
+  assert.ok(storage.syncs < 20, `${storage.syncs} syncs`);
+  const file = storage.toBytes();
+  assert.deepEqual(new Qcow2File(file).inspect().corruptions, []);
+  const killed = await openImage(new MemoryStorage({ bytes: file }));
+  assert.ok(Buffer.compare(await readAll(killed), await readAll(image)) === 0);
+});
+
+test('clusters laid in that nobody took are given back at the end, and the file is as long as it would be without', async () => {
+  const [with_, without] = [await newImage(), await newImage()];
+  for (const storage of [with_, without]) {
+    const image = await openImage(storage);
+    if (storage === with_) await published(image, 20);
+    else for (let i = 0; i < 20; i++) await image.writev(i * CLUSTER, bytes(i));
+    await image.close();
+    assert.deepEqual(new Qcow2File(storage.toBytes()).inspect(), { corruptions: [], leaks: [], missingCopied: [] });
+  }
+  assert.equal(with_.size, without.size);
+});
+
+test('what is in the room of the former stock by then is not cut off', async () => {
+  const storage = await newImage();
+  const image = await openImage(storage);
+  await published(image, 20);
+  await image.resize(SIZE * 2); // gives the stock back
+  for (let i = 20; i < 30; i++) await image.writev(i * CLUSTER, bytes(i));
+  await published(image, 10, 30);
+  const shown = await readAll(image);
+  await image.close();
+  const again = await openImage(storage);
+  assert.ok(Buffer.compare(await readAll(again), shown) === 0);
+});
+
+test('space that was freed is used before the file grows', async () => {
+  const storage = await newImage();
+  const image = await openImage(storage);
+  await published(image, 300);
+  await image.close();
+  const { size } = storage;
+  const again = await openImage(storage);
+  await again.discard(0, 200 * CLUSTER);
+  await again.flush();
+  await published(again, 200);
+  assert.equal(storage.size, size);
+});
+
+test('a slice is free to be written only when no change of it has to wait', async () => {
+  const slices = new SliceCache(
+    new MemoryStorage({ bytes: new Uint8Array(8 * 512) }),
+    new SharedBlockCache(100_000),
+    512,
+  );
+  await slices.hold(2, 'mapping');
+  await slices.hold(3, 'mapping');
+  slices.modify(2, true)[0] = 1;
+  slices.modify(3)[0] = 1;
+  slices.modify(3, true)[0] = 2;
+  assert.equal(slices.takeFree(), undefined);
+  const flushed = slices.takeDirty('mapping');
+  slices.finishBatch(flushed);
+  slices.modify(3, true)[0] = 3;
+  const batch = slices.takeFree();
+  assert.deepEqual(batch?.slices, [3]);
+  slices.returnBatch(flushed);
+  slices.returnBatch(batch as NonNullable<typeof batch>);
+  assert.equal(slices.takeFree(), undefined, 'what failed once is flushed');
+});
+
+test('a stock that is laid in while a flush runs is not settled by it', () => {
+  const stock = new Stock(CLUSTER);
+  stock.lay(10, 12);
+  const { generation } = stock;
+  stock.take(2);
+  stock.lay(20, 22);
+  stock.settle(generation);
+  assert.equal(stock.take(1)?.settled, false);
+  stock.settle(stock.generation);
+  assert.deepEqual(stock.take(5), { first: 21, count: 1, fresh: true, settled: true });
+  assert.equal(stock.take(1), undefined);
+});
