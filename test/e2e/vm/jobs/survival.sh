@@ -127,6 +127,8 @@ dead_for_long() {
   local impatient=$backstore
   map_loop || return 1
   local short=$device short_loop=$loop
+  # Writes are to be ended by TCMU's timer: the disk's own, as long, would abort and repeat them.
+  echo 120 >"/sys/block/${short#/dev/}/device/timeout"
   : >/out/writes.txt
   rm -f /run/writes-end
   one_after_the_other "$short" /out/writes.txt &
