@@ -78,10 +78,16 @@ TcmuRing::TcmuRing(uint8_t* base, size_t size) : base_(base), size_(size), slots
   flags_ = Load16(base + kFlagsAt);
   ring_offset_ = Load32(base + kRingOffsetAt);
   ring_size_ = Load32(base + kRingSizeAt);
-  Restart();
+  Begin();
 }
 
 void TcmuRing::Restart() {
+  Begin();
+  uint32_t head = LoadAcquire(base_ + kHeadAt);
+  if (head < ring_size_) doubtful_ = (head + ring_size_ - tail_) % ring_size_;
+}
+
+void TcmuRing::Begin() {
   tail_ = LoadAcquire(base_ + kTailAt);
   if (tail_ >= ring_size_ || tail_ % 8 != 0) tail_ = 0;
   fetch_ = tail_;
@@ -90,6 +96,7 @@ void TcmuRing::Restart() {
   slot_count_ = 0;
   std::fill(fetched_.begin(), fetched_.end(), false);
   in_flight_ = 0;
+  doubtful_ = 0;
   reason_ = nullptr;
 }
 
@@ -156,6 +163,7 @@ RingState TcmuRing::Fetch(uint32_t* out, size_t capacity, size_t* words, size_t*
       (*records)++;
     }
     fetch_ = (fetch_ + length) % ring_size_;
+    doubtful_ -= std::min(doubtful_, length);
   }
   // Padding and notices at the tail have nobody to complete them.
   SkipSilentSlots();
@@ -208,7 +216,7 @@ bool TcmuRing::CopyCommand(uint32_t at, uint32_t length, uint32_t* out, size_t r
   memset(out + kRecordCdb, 0, cdb_words * sizeof *out);
   memcpy(out + kRecordCdb, cdb, cdb_length);
   out[kRecordWords] = static_cast<uint32_t>(needed);
-  out[kRecordKind] = kRecordCommand | cdb_length << 16;
+  out[kRecordKind] = (doubtful_ > 0 ? kRecordDoubtful : kRecordCommand) | cdb_length << 16;
   out[kRecordIovecs] = count;
   out[kRecordBidirectional] = bidirectional;
   out[kRecordBytes] = static_cast<uint32_t>(bytes);

@@ -23,6 +23,8 @@ constexpr uint32_t kRecordTaskManagement = 2;
 constexpr uint32_t kRecordMalformed = 3;
 // An entry of an opcode that is not known here. Nothing is to be done about it.
 constexpr uint32_t kRecordUnknown = 4;
+// A command that was in the ring before a reset of it was noticed: what it takes may have been written over.
+constexpr uint32_t kRecordDoubtful = 5;
 
 // A command's record: words in the record | kind and CDB length << 16 | command id | data iovecs | bidirectional iovecs | bytes in the
 // data iovecs | CDB, padded with zeros to 16 bytes or a multiple of 4 | offset in the region and length of each iovec.
@@ -64,7 +66,8 @@ class TcmuRing {
   // Puts completions into the ring, in their order, and shows them to the kernel.
   RingState Complete(const uint32_t* completions, size_t words);
 
-  // Begins anew after a reset: whoever fetched must have let go of all data by then.
+  // Begins anew after a reset: whoever fetched must have let go of all data by then. The kernel gave that data's pages to new commands
+  // meanwhile: those that are in the ring already are doubtful.
   void Restart();
 
   // The mailbox's flags.
@@ -74,6 +77,8 @@ class TcmuRing {
   const char* reason() const { return reason_; }
 
  private:
+  void Begin();
+
   struct Slot {
     uint32_t length;
     bool command;
@@ -98,6 +103,8 @@ class TcmuRing {
   uint32_t fetch_ = 0;
   uint32_t tail_ = 0;
   uint32_t published_ = 0;
+  // Bytes from fetch_ on that hold doubtful commands.
+  uint32_t doubtful_ = 0;
   // Slots between tail_ and fetch_: a circle that grows.
   std::vector<Slot> slots_;
   size_t first_slot_ = 0;

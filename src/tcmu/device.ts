@@ -3,6 +3,7 @@ import {
   CompletionBatch,
   RECORD_CDB,
   RECORD_COMMAND,
+  RECORD_DOUBTFUL,
   RECORD_ID,
   RECORD_IDS,
   RECORD_IOVECS,
@@ -14,7 +15,7 @@ import {
   type UioListener,
 } from '../io/native.ts';
 import { INTERNAL_TARGET_FAILURE, writeSense } from '../scsi/sense.ts';
-import { ABORT_TASK, CHECK_CONDITION, type DeviceServer, type Nexus, TASK_ABORTED } from '../scsi/task.ts';
+import { ABORT_TASK, BUSY, CHECK_CONDITION, type DeviceServer, type Nexus, TASK_ABORTED } from '../scsi/task.ts';
 import { TcmuTask } from './task.ts';
 
 const INQUIRY = 0x12;
@@ -126,7 +127,8 @@ export class TcmuDevice implements UioListener {
     let unknown = 0;
     for (let i = 0; i < records; i++) {
       const kind = (words[at + RECORD_KIND] as number) & 0xffff;
-      if (kind === RECORD_COMMAND) this.#begin(at);
+      if (kind === RECORD_COMMAND) this.#begin(at, false);
+      else if (kind === RECORD_DOUBTFUL) this.#begin(at, true);
       else if (kind === RECORD_TASK_MANAGEMENT) this.#manage(at);
       else if (kind === RECORD_UNKNOWN) unknown++;
       else this.#refuseMalformed(at);
@@ -163,12 +165,17 @@ export class TcmuDevice implements UioListener {
 
   // --- commands ---
 
-  #begin(at: number): void {
+  /** @param doubtful reads from before a reset may have gone to its pages: the initiator is to send again what it writes */
+  #begin(at: number, doubtful: boolean): void {
     const words = this.#words;
     const task = this.#free.pop() ?? new TcmuTask(this.#options.nexus, (ended) => this.#endLater(ended));
     this.counters.commands++;
     task.fill(words, at);
     this.#server.plan(task);
+    if (doubtful && task.dataOutLength > 0) {
+      task.status = BUSY;
+      return this.#end(task);
+    }
     const total = task.expectedLength;
     if (total > 0) {
       const out = Math.min(task.dataOutLength, total);

@@ -256,6 +256,25 @@ test('after a reset nothing new is fetched before what was in flight has ended, 
   assert.equal(device.inFlight, 0);
 });
 
+test('what is written by commands that came before a reset was noticed is asked for again: reads from before may have gone over it', {
+  skip,
+}, async (t) => {
+  const { kernel, image, device } = await setUp(t);
+  const open = image.hold();
+  await kernel.sendIn(cdb.read10(0, 1), 512);
+  while (device.inFlight === 0) await new Promise((resolve) => setImmediate(resolve));
+  await kernel.reset();
+  const write = await kernel.sendOut(cdb.write10(5, 1), Buffer.alloc(512, 1));
+  const read = await kernel.sendIn(cdb.read10(0, 1), 512);
+  while (device.counters.resets === 0) await new Promise((resolve) => setImmediate(resolve));
+  open();
+  assert.equal((await kernel.outcome(write)).status, 8);
+  assert.equal((await kernel.outcome(read)).status, 0);
+  const again = await kernel.sendOut(cdb.write10(5, 1), Buffer.alloc(512, 1));
+  assert.equal((await kernel.outcome(again)).status, 0);
+  assert.deepEqual((await kernel.in(cdb.read10(5, 1), 512)).data, Buffer.alloc(512, 1));
+});
+
 test('stop() resolves when what was fetched has completed; what comes later stays in the ring for whoever comes next', {
   skip,
 }, async (t) => {
