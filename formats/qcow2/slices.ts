@@ -311,10 +311,10 @@ export class SliceCache {
   returnBatch(batch: SliceBatch): void {
     batch.slices.forEach((slice, i) => {
       const pinned = this.#pinned.get(slice);
-      // A slice that changed meanwhile is dirty by that; one that is gone was dropped with its table.
-      if (pinned === undefined || pinned.bytes !== batch.bytes[i] || !pinned.writing) return;
+      if (pinned === undefined) return; // dropped with its table
+      pinned.free = false; // changes of the batch, which may have to wait, are in what it became since, too
+      if (pinned.bytes !== batch.bytes[i] || !pinned.writing) return; // dirty by that
       pinned.writing = false;
-      pinned.free = false;
       pinned.dirty = true;
     });
   }

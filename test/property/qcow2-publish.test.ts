@@ -30,6 +30,7 @@ test('published writes are sound at any step: counted, in the file, and old or n
     const rounds = Array.from({ length: random.between(3, 8) }, () => random.between(1, 12));
     for (const writes of rounds) {
       const failing = random.chance(0.2);
+      storage.failure = random.pick(['IO', 'NO_SPACE']); // after the second it is written on
       storage.failing = (call) => failing && call === 'write' && random.chance(0.1);
       const pending = Array.from({ length: writes }, async () => {
         const bytes = random.bytes(random.between(1, 2 * CLUSTER));

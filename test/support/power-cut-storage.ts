@@ -30,6 +30,8 @@ export class PowerCutStorage implements Storage {
   maxSize = Number.MAX_SAFE_INTEGER;
   /** Thrown by the next calls, when it answers true. */
   failing: (call: 'read' | 'write' | 'sync') => boolean = () => false;
+  /** What a write that fails says. */
+  failure: 'IO' | 'NO_SPACE' = 'IO';
   /** A write that fails has brought some of its bytes into the file, as a short one does. */
   tears = false;
   /** Steps so far: writes begun and ended, syncs begun and ended. A cut happens between two of them. Files of one disk share it. */
@@ -196,7 +198,7 @@ export class PowerCutStorage implements Storage {
     const room = this.growsZeroed ? this.maxSize : this.#initial.length;
     const fits = Math.max(0, Math.min(bytes.length, room - offset));
     if (this.tears && (fails || fits < bytes.length)) await this.#tear(offset, bytes.subarray(0, fits));
-    if (fails) throw new StorageError('IO', 'injected failure of a write', { path: this.path });
+    if (fails) throw new StorageError(this.failure, 'injected failure of a write', { path: this.path });
     if (fits < bytes.length) throw new StorageError('NO_SPACE', 'no space left', { path: this.path });
     const event = this.#begin(offset, bytes);
     await this.#turns();

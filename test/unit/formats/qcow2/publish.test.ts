@@ -1,6 +1,7 @@
 import assert from 'node:assert/strict';
 import { test } from 'node:test';
 import { SharedBlockCache } from '../../../../formats/cache/block-cache.ts';
+import { StorageError } from '../../../../formats/core/errors.ts';
 import { IoVec } from '../../../../formats/core/iov.ts';
 import type { ChainImage } from '../../../../formats/image/chain.ts';
 import { SliceCache } from '../../../../formats/qcow2/slices.ts';
@@ -114,4 +115,54 @@ test('a stock that is laid in while a flush runs is not settled by it', () => {
   stock.settle(stock.generation);
   assert.deepEqual(stock.take(5), { first: 21, count: 1, fresh: true, settled: true });
   assert.equal(stock.take(1), undefined);
+});
+
+/** A write of HELD bytes waits until open(); while it is full nothing is written below `below`. */
+class FullDisk extends MemoryStorage {
+  below = 0;
+  open: () => void = () => undefined;
+  readonly #gate = new Promise<void>((resolve) => {
+    this.open = resolve;
+  });
+
+  override tryWritev(offset: number, iov: IoVec): boolean {
+    return offset >= this.below && iov.byteLength !== HELD && super.tryWritev(offset, iov);
+  }
+
+  override async writev(offset: number, iov: IoVec): Promise<void> {
+    if (iov.byteLength === HELD) await this.#gate;
+    if (offset < this.below) {
+      await ticks(5);
+      throw new StorageError('NO_SPACE', 'the disk is full');
+    }
+    return super.writev(offset, iov);
+  }
+}
+
+const HELD = 5 * 512;
+
+async function ticks(count: number): Promise<void> {
+  for (let i = 0; i < count; i++) await new Promise((resolve) => setImmediate(resolve));
+}
+
+test('what a flush had no room to count is not published with what was counted before', async () => {
+  const storage = new FullDisk({ bytes: (await createImage({ size: SIZE, clusterSize: CLUSTER })).toBytes() });
+  const image = await openImage(storage);
+  await published(image, 256); // one is left of the stock
+  const counted = image.writev(600 * CLUSTER, IoVec.of(new Uint8Array(HELD).fill(1))); // takes it
+  await ticks(3);
+  await image.writev(601 * CLUSTER, bytes(1)); // takes what is not counted in the file
+  storage.below = 4 * CLUSTER; // where refcounts are
+  const flushed = image.flush();
+  await ticks(2);
+  storage.open();
+  await counted;
+  await assert.rejects(flushed, { code: 'NO_SPACE' });
+  await image.publish().catch(() => undefined);
+  assert.deepEqual(new Qcow2File(storage.toBytes()).inspect().corruptions, []);
+  storage.below = 0;
+  await image.publish();
+  const killed = await openImage(new MemoryStorage({ bytes: storage.toBytes() }));
+  assert.ok(Buffer.compare(await readAll(killed), await readAll(image)) === 0);
+  assert.deepEqual(new Qcow2File(storage.toBytes()).inspect().corruptions, []);
 });
