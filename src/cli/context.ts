@@ -1,4 +1,5 @@
 import { fromSystemError } from '../../formats/core/errors.ts';
+import { reportError } from './exit.ts';
 import { type Interrupts, processInterrupts } from './interrupts.ts';
 
 /** Where a command's text goes. */
@@ -27,29 +28,52 @@ export interface CliContext {
   readonly privileged: boolean;
 }
 
-/** The context of the real process. */
-export function processContext(): CliContext {
+/** The context of the real process, which can say whether something it was to write was lost. */
+export function processContext(): CliContext & { readonly lost: boolean } {
+  let lost = false;
+  const stderr = streamOutput(
+    () => process.stderr,
+    MAX_LOG_BACKLOG,
+    () => undefined,
+  );
+  // A server goes on without its output: its disks are worth more. Everybody hears of it at the end, by the status.
+  const stdout = streamOutput(
+    () => process.stdout,
+    Number.POSITIVE_INFINITY,
+    (error) => {
+      if (!lost) stderr.write(`lunette: ${reportError(fromSystemError(error, WRITING)).text}\n`);
+      lost = true;
+    },
+  );
   return {
-    stdout: streamOutput(() => process.stdout, Number.POSITIVE_INFINITY),
-    stderr: streamOutput(() => process.stderr, MAX_LOG_BACKLOG),
+    stdout,
+    stderr,
     env: process.env,
     interrupts: processInterrupts(),
     privileged: process.geteuid?.() === 0,
+    get lost() {
+      return lost;
+    },
   };
 }
 
+const WRITING = 'writing to stdout';
 /** Log lines that nobody reads are dropped above this, bytes: a full pipe must not cost memory without end. */
 const MAX_LOG_BACKLOG = 1024 * 1024;
 
-/** @param open gives the stream. Called when something of it is asked for: Node takes its time to make one, and many commands say nothing */
-function streamOutput(open: () => NodeJS.WriteStream, maxBacklog: number): Output {
+/**
+ * @param open gives the stream. Called when something of it is asked for: Node takes its time to make one, and many commands say nothing
+ * @param onLost is told of an error that no caller was told of
+ */
+function streamOutput(open: () => NodeJS.WriteStream, maxBacklog: number, onLost: (error: Error) => void): Output {
   let opened: NodeJS.WriteStream | undefined;
+  let told: Error | undefined;
   const stream = (): NodeJS.WriteStream => {
     if (opened !== undefined) return opened;
     opened = open();
-    // A reader that has gone away (lunette info … | head -1) is no reason for a stack trace.
+    // A reader that has gone away (lunette info … | head -1) is no reason for a word.
     opened.on('error', (error: NodeJS.ErrnoException) => {
-      if (error.code !== 'EPIPE') throw error;
+      if (error.code !== 'EPIPE' && error !== told) onLost(error);
     });
     return opened;
   };
@@ -59,7 +83,11 @@ function streamOutput(open: () => NodeJS.WriteStream, maxBacklog: number): Outpu
     },
     writeBytes: (bytes) =>
       new Promise((resolve, reject) => {
-        stream().write(bytes, (error) => (error ? reject(fromSystemError(error, 'writing to stdout')) : resolve()));
+        stream().write(bytes, (error) => {
+          if (!error) return resolve();
+          told = error;
+          reject(fromSystemError(error, WRITING));
+        });
       }),
     get isTerminal() {
       return stream().isTTY === true;
