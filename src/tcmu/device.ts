@@ -172,10 +172,6 @@ export class TcmuDevice implements UioListener {
     this.counters.commands++;
     task.fill(words, at);
     this.#server.plan(task);
-    if (doubtful && task.dataOutLength > 0) {
-      task.status = BUSY;
-      return this.#end(task);
-    }
     const total = task.expectedLength;
     if (total > 0) {
       const out = Math.min(task.dataOutLength, total);
@@ -187,6 +183,10 @@ export class TcmuDevice implements UioListener {
         this.#append(at, task.dataIn, 0, room);
         if (room < total) this.#append(at, task.rest, room, total);
       }
+    }
+    if (doubtful && task.dataOutLength > 0) {
+      task.status = BUSY;
+      return this.#end(task);
     }
     const pending =
       task.cdb[0] === INQUIRY && this.#options.refreshNames !== undefined

@@ -260,15 +260,23 @@ test('what is written by commands that came before a reset was noticed is asked 
   skip,
 }, async (t) => {
   const { kernel, image, device } = await setUp(t);
+  await kernel.in(cdb.read10(1, 40), 40 * 512); // all that is sent lies where others' data was
   const open = image.hold();
   await kernel.sendIn(cdb.read10(0, 1), 512);
   while (device.inFlight === 0) await new Promise((resolve) => setImmediate(resolve));
   await kernel.reset();
   const write = await kernel.sendOut(cdb.write10(5, 1), Buffer.alloc(512, 1));
   const read = await kernel.sendIn(cdb.read10(0, 1), 512);
+  const odd = await kernel.sendIn(cdb.write10(5, 1), 512);
   while (device.counters.resets === 0) await new Promise((resolve) => setImmediate(resolve));
   open();
   assert.equal((await kernel.outcome(write)).status, 8);
+  const { status, data } = await kernel.outcome(odd);
+  assert.equal(status, 8);
+  assert.ok(
+    data.every((byte) => byte === 0),
+    'a buffer that nobody fills shows nothing of others',
+  );
   assert.equal((await kernel.outcome(read)).status, 0);
   const again = await kernel.sendOut(cdb.write10(5, 1), Buffer.alloc(512, 1));
   assert.equal((await kernel.outcome(again)).status, 0);
