@@ -65,7 +65,9 @@ export class Flusher {
    * flushed. Either way, all that had changed is in the file, and outlives this process.
    */
   publish(): Promise<void> {
-    this.#state.parts.allocator.stock();
+    const { allocator, hasParent } = this.#state.parts;
+    // Entries of other images have to wait all the same.
+    if (!hasParent && !this.#state.external) allocator.stock();
     return this.#turns.ask(false);
   }
 

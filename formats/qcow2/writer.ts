@@ -279,7 +279,7 @@ export class Qcow2Writer {
     await this.#flusher.settled();
     // Refcounts that were lowered at the end of that flush.
     if (this.#state.stopped === undefined && this.#state.parts.slices.hasDirty('refcount')) await this.#flusher.flush();
-    if (stock !== undefined) await this.#state.change(() => allocator.trim(stock)).catch(() => undefined);
+    if (stock !== undefined) await this.#trim(stock);
     if (this.#state.stopped === undefined && this.#marked) await this.#markDirty(false);
   }
 
@@ -325,13 +325,19 @@ export class Qcow2Writer {
 
   /** Flushes until nothing is dirty and nothing waits to be freed. No writer may be active. */
   async #quiet(): Promise<void> {
-    const { slices, l1 } = this.#state.parts;
-    await this.#state.change(() => this.#state.parts.allocator.clearStock());
+    const { slices, l1, allocator } = this.#state.parts;
+    const stock = await this.#state.change(() => allocator.clearStock());
     this.#state.packed.leaveAll(); // what comes may lower counts around the flush
     do {
       await this.#flusher.flush();
       await this.#flusher.settled();
     } while (!this.#state.unlinked.empty || l1.dirty || slices.hasDirty('refcount') || slices.hasDirty('mapping'));
+    await this.#trim(stock);
+  }
+
+  /** What cannot be cut off is space that nobody uses, which does no harm. */
+  async #trim(stock: { first: number; end: number }): Promise<void> {
+    await this.#state.change(() => this.#state.parts.allocator.trim(stock)).catch(() => undefined);
   }
 
   /** Changes a sector of the header, durably. After a failure other than a full disk nobody knows what is there: writing stops. */

@@ -4,11 +4,12 @@ import { SharedBlockCache } from '../../../../formats/cache/block-cache.ts';
 import { StorageError } from '../../../../formats/core/errors.ts';
 import { IoVec } from '../../../../formats/core/iov.ts';
 import type { ChainImage } from '../../../../formats/image/chain.ts';
+import { createSnapshot } from '../../../../formats/image/snapshots.ts';
 import { SliceCache } from '../../../../formats/qcow2/slices.ts';
 import { Stock } from '../../../../formats/qcow2/stock.ts';
 import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import { Qcow2File } from '../../../support/qcow2-file.ts';
-import { createImage, openImage, readAll } from '../../../support/qcow2-images.ts';
+import { createImage, openImage, openLayer, readAll } from '../../../support/qcow2-images.ts';
 
 const CLUSTER = 64 * 1024;
 const SIZE = 1024 * CLUSTER;
@@ -54,6 +55,39 @@ test('clusters laid in that nobody took are given back at the end, and the file 
     assert.deepEqual(new Qcow2File(storage.toBytes()).inspect(), { corruptions: [], leaks: [], missingCopied: [] });
   }
   assert.equal(with_.size, without.size);
+});
+
+test('before a snapshot is taken they are given back, too', async () => {
+  const [with_, without] = [await newImage(), await newImage()];
+  for (const storage of [with_, without]) {
+    const image = await openImage(storage);
+    for (let i = 0; i < 20; i++) {
+      await image.writev(i * CLUSTER, bytes(i));
+      if (storage === with_) await image.publish();
+    }
+    await createSnapshot(image, 'first');
+    await image.close();
+    assert.deepEqual(new Qcow2File(storage.toBytes()).inspect(), { corruptions: [], leaks: [], missingCopied: [] });
+  }
+  assert.equal(with_.size, without.size);
+});
+
+test('where every entry has to wait nothing is laid in: over a backing file, with an external data file', async () => {
+  const parent = await openLayer(await newImage(), { readOnly: true });
+  const dataStorage = new MemoryStorage();
+  const external = { dataFile: 'data', dataStorage };
+  for (const [create, open] of [
+    [{ backingFile: 'parent' }, { parents: [parent] }],
+    [external, { dataFile: dataStorage }],
+  ] as const) {
+    const storage = await createImage({ size: SIZE, clusterSize: CLUSTER, ...create });
+    const image = await openImage(storage, open);
+    await published(image, 20);
+    const killed = new MemoryStorage({ bytes: storage.toBytes() });
+    assert.deepEqual(new Qcow2File(killed.toBytes()).inspect().leaks, []);
+    await image.close();
+    assert.equal(Math.ceil(killed.size / CLUSTER) * CLUSTER, storage.size);
+  }
 });
 
 test('what is in the room of the former stock by then is not cut off', async () => {
