@@ -312,7 +312,13 @@ void Reset() {
     }
     size_t waiting = kernel.in_flight();
     ring.Restart();
-    CHECK(ring.Fetch(batch.data(), batch.size(), &words, &records) == RingState::kGood && records == waiting);
+    // What came before the restart is doubtful, what comes later is not.
+    CHECK(kernel.Submit({0, 0, 0, 0, 0, 0}, {}) != 0);
+    CHECK(ring.Fetch(batch.data(), batch.size(), &words, &records) == RingState::kGood && records == waiting + 1);
+    const uint32_t* record = batch.data();
+    for (size_t i = 0; i < records; i++, record += record[kRecordWords]) {
+      CHECK((record[kRecordKind] & 0xffff) == (i < waiting ? kRecordDoubtful : kRecordCommand));
+    }
     CHECK(kernel.HandleCompletions().empty() && !kernel.broken());
   }
 }
