@@ -65,9 +65,8 @@ export class Flusher {
    * flushed. Either way, all that had changed is in the file, and outlives this process.
    */
   publish(): Promise<void> {
-    const { allocator, hasParent } = this.#state.parts;
-    // Entries of other images have to wait all the same.
-    if (!hasParent && !this.#state.external) allocator.stock();
+    // Data in a file of its own takes none of it.
+    if (!this.#state.external) this.#state.parts.allocator.stock();
     return this.#turns.ask(false);
   }
 
