@@ -85,6 +85,7 @@ void TcmuRing::Restart() {
   Begin();
   uint32_t head = LoadAcquire(base_ + kHeadAt);
   if (head < ring_size_) doubtful_ = (head + ring_size_ - tail_) % ring_size_;
+  straggler_ = true;
 }
 
 void TcmuRing::Begin() {
@@ -97,6 +98,7 @@ void TcmuRing::Begin() {
   std::fill(fetched_.begin(), fetched_.end(), false);
   in_flight_ = 0;
   doubtful_ = 0;
+  straggler_ = false;
   reason_ = nullptr;
 }
 
@@ -145,6 +147,7 @@ RingState TcmuRing::Fetch(uint32_t* out, size_t capacity, size_t* words, size_t*
         if (!CopyCommand(fetch_, length, out + *words, capacity - *words, capacity, &taken)) return RingState::kGood;
         fetched_[id] = true;
         in_flight_++;
+        if (doubtful_ == 0) straggler_ = false;
         PushSlot({length, true});
         break;
       }
@@ -216,7 +219,7 @@ bool TcmuRing::CopyCommand(uint32_t at, uint32_t length, uint32_t* out, size_t r
   memset(out + kRecordCdb, 0, cdb_words * sizeof *out);
   memcpy(out + kRecordCdb, cdb, cdb_length);
   out[kRecordWords] = static_cast<uint32_t>(needed);
-  out[kRecordKind] = (doubtful_ > 0 ? kRecordDoubtful : kRecordCommand) | cdb_length << 16;
+  out[kRecordKind] = (doubtful_ > 0 || straggler_ ? kRecordDoubtful : kRecordCommand) | cdb_length << 16;
   out[kRecordIovecs] = count;
   out[kRecordBidirectional] = bidirectional;
   out[kRecordBytes] = static_cast<uint32_t>(bytes);

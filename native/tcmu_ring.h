@@ -23,7 +23,7 @@ constexpr uint32_t kRecordTaskManagement = 2;
 constexpr uint32_t kRecordMalformed = 3;
 // An entry of an opcode that is not known here. Nothing is to be done about it.
 constexpr uint32_t kRecordUnknown = 4;
-// A command that was in the ring before a reset of it was noticed: what it takes may have been written over.
+// A command that was in the ring, or on its way into it, before a reset was noticed: what it takes may have been written over.
 constexpr uint32_t kRecordDoubtful = 5;
 
 // A command's record: words in the record | kind and CDB length << 16 | command id | data iovecs | bidirectional iovecs | bytes in the
@@ -67,7 +67,7 @@ class TcmuRing {
   RingState Complete(const uint32_t* completions, size_t words);
 
   // Begins anew after a reset: whoever fetched must have let go of all data by then. The kernel gave that data's pages to new commands
-  // meanwhile: those that are in the ring already are doubtful.
+  // meanwhile: those that are in the ring already are doubtful, and the next one, whose data the kernel may be copying at this moment.
   void Restart();
 
   // The mailbox's flags.
@@ -105,6 +105,8 @@ class TcmuRing {
   uint32_t published_ = 0;
   // Bytes from fetch_ on that hold doubtful commands.
   uint32_t doubtful_ = 0;
+  // The first command behind those is doubtful, too: the kernel copies one at a time, and shows it afterwards.
+  bool straggler_ = false;
   // Slots between tail_ and fetch_: a circle that grows.
   std::vector<Slot> slots_;
   size_t first_slot_ = 0;

@@ -7,7 +7,7 @@ export const RECORD_TASK_MANAGEMENT = 2;
 export const RECORD_MALFORMED = 3;
 /** An entry of an opcode that is not known: it was marked so in the ring, and is over; the kernel has yet to be woken. */
 export const RECORD_UNKNOWN = 4;
-/** A command that was in the ring before a reset of it was noticed: what it takes may have been written over. */
+/** A command that was in the ring, or on its way into it, before a reset was noticed: what it takes may have been written over. */
 export const RECORD_DOUBTFUL = 5;
 
 // Words of a record.

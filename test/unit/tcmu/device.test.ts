@@ -278,8 +278,9 @@ test('what is written by commands that came before a reset was noticed is asked 
     'a buffer that nobody fills shows nothing of others',
   );
   assert.equal((await kernel.outcome(read)).status, 0);
-  const again = await kernel.sendOut(cdb.write10(5, 1), Buffer.alloc(512, 1));
-  assert.equal((await kernel.outcome(again)).status, 0);
+  // The kernel may have been copying the next one's data when the ring began anew.
+  assert.equal((await kernel.out(cdb.write10(5, 1), Buffer.alloc(512, 1))).status, 8);
+  assert.equal((await kernel.out(cdb.write10(5, 1), Buffer.alloc(512, 1))).status, 0);
   assert.deepEqual((await kernel.in(cdb.read10(5, 1), 512)).data, Buffer.alloc(512, 1));
 });
 
