@@ -105,6 +105,7 @@ export class Allocator {
       if (value !== 0) used = cluster + 1;
     });
     await this.#storage.resize(used * clusterSize);
+    this.#untouched = used; // the file grows to hold them again
   }
 
   async #lay(first: number, end: number): Promise<void> {

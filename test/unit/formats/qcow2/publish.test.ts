@@ -94,6 +94,17 @@ test('what is in the room of the former stock by then is not cut off', async () 
   assert.ok(Buffer.compare(await readAll(again), shown) === 0);
 });
 
+test('after a snapshot writes are published with few syncs again', async () => {
+  const storage = await newImage();
+  const image = await openImage(storage);
+  await published(image, 20);
+  await createSnapshot(image, 'one');
+  const before = storage.syncs;
+  await published(image, 200, 300);
+  assert.ok(storage.syncs - before < 20, `${storage.syncs - before} syncs`);
+  assert.deepEqual(new Qcow2File(storage.toBytes()).inspect().corruptions, []);
+});
+
 test('space that was freed is used before the file grows', async () => {
   const storage = await newImage();
   const image = await openImage(storage);
