@@ -144,7 +144,9 @@ nothing_is_left_of_it() {
   ! is_active && [ ! -e /usr/lib/lunette ] && [ ! -e /usr/bin/lunette ] || return 1
   [ -e /etc/lunette/lunette.toml ] && [ -e $images/disk.qcow2 ] || { echo 'what the administrator has is gone'; return 1; }
   ! ls /etc/systemd/system/multi-user.target.wants 2>/dev/null | grep lunette || return 1
-  qemu-img check -q $images/disk.qcow2 || return 1
+  # It was killed once: what was laid in for new clusters may have leaked, which does no harm.
+  qemu-img check -q $images/disk.qcow2 >/out/check.txt 2>&1 || [ $? = 3 ] || { tail -20 /out/check.txt; return 1; }
+  qemu-img check -q -r leaks $images/disk.qcow2 && qemu-img check -q $images/disk.qcow2 || return 1
   rm $images/*
   quick_dpkg --purge lunette || { cat /out/dpkg.txt; return 1; }
   local left
