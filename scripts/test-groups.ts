@@ -17,20 +17,20 @@ export interface Group {
 
 export const GROUPS: readonly Group[] = [
   { name: 'tidy', budgetSeconds: 30, concurrency: 2, quick: true },
-  { name: 'unit', budgetSeconds: 180, concurrency: 2, quick: true },
+  { name: 'unit', budgetSeconds: 210, concurrency: 2, quick: true },
   { name: 'property', budgetSeconds: 150, concurrency: 2, longest: ['qcow2-power-cut'], quick: false },
-  { name: 'fuzz', budgetSeconds: 120, concurrency: 2, longest: ['native-ring'], quick: false },
+  { name: 'fuzz', budgetSeconds: 90, concurrency: 2, longest: ['native-ring'], quick: false },
   // One file more than there are cores: programs that are started one after the other mostly wait for the disk, and for each other.
   {
     name: 'conformance',
-    budgetSeconds: 480,
+    budgetSeconds: 540,
     concurrency: 3,
     longest: ['convert-resume', 'amend', 'snapshot-extremes', 'qcow2-matrix', 'qcow2-check'],
     quick: false,
   },
   {
     name: 'e2e',
-    budgetSeconds: 540,
+    budgetSeconds: 500,
     concurrency: 2,
     longest: ['iscsi/libiscsi-suite', 'package/tarball', 'iscsi/bad-input', 'convert/resume', 'package/checkout'],
     quick: false,
@@ -39,10 +39,10 @@ export const GROUPS: readonly Group[] = [
   {
     name: 'vm',
     folder: 'e2e/vm',
-    budgetSeconds: 720,
+    budgetSeconds: 840,
     concurrency: 2,
     longest: ['survival', 'libiscsi', 'package', 'storage', 'targetcli', 'images', 'export'],
     quick: false,
   },
-  { name: 'bench', budgetSeconds: 150, concurrency: 1, quick: false },
+  { name: 'bench', budgetSeconds: 130, concurrency: 1, quick: false },
 ];
