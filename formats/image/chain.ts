@@ -222,8 +222,9 @@ export class ChainImage implements Image {
   async publish(): Promise<void> {
     const top = this.#top;
     if (top.publish === undefined) return this.flush();
+    if (this.readOnly) return;
     if (this.#failed !== undefined) throw this.#failed;
-    if (!this.readOnly) await this.#writeBack(() => (top as Required<Layer>).publish());
+    await this.#writeBack(async () => top.publish?.());
   }
 
   async #writeBack(act: () => Promise<void>): Promise<void> {

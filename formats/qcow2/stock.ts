@@ -12,7 +12,7 @@ const MIN_CLUSTERS = 4;
  * write, the entry is counted, and shows what was written or the zeros of before. That is what publishing without a sync needs.
  */
 export class Stock {
-  /** How many there are to be at first; 0: none are laid in. */
+  /** How many there are to be at first. */
   readonly most: number;
   #first = 0;
   #end = 0;

@@ -67,7 +67,7 @@ const CASES: readonly Case[] = [
 
 const skip = requires.libiscsi() || requires.qemuImg();
 
-// Two at a time: the suite mostly waits, for timers of its own.
+// Four at a time: the suite mostly waits, for timers of its own.
 describe("libiscsi's suite finds no failure", { concurrency: 4, skip }, () => {
   for (const { name, format, args = [], passes, mustPass = [], chap = false, dataLoss, leaveOut } of CASES) {
     test(`on ${name}`, { timeout: 240_000 }, async (t) => {
