@@ -44,6 +44,8 @@ const LOADS: readonly Load[] = [
   { name: '4 KiB random read, depth 1', bytes: 4 * KiB, depth: 1, share: 0.1 },
   { name: '64 KiB random read, depth 8', bytes: 64 * KiB, depth: 8, share: 0.2 },
   { name: '4 KiB random write, depth 32', bytes: 4 * KiB, depth: 32, share: 0.5, writes: true },
+  { name: '1 MiB random read, depth 4', bytes: MiB, depth: 4, share: 0.02 },
+  { name: '1 MiB random write, depth 4', bytes: MiB, depth: 4, share: 0.02, writes: true },
 ];
 
 bench(
