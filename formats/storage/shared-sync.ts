@@ -1,4 +1,5 @@
 import { LunetteError, StorageError } from '../core/errors.ts';
+import { Turns } from '../core/turns.ts';
 
 /**
  * Makes concurrent syncs share a call without weakening what each of them promises: a caller joins only a sync that has not started,
@@ -7,15 +8,13 @@ import { LunetteError, StorageError } from '../core/errors.ts';
  * dropped what it took before. Where nothing was written since the last sync began, there is nothing to do.
  */
 export class SharedSync {
-  readonly #sync: () => Promise<void>;
-  #running: Promise<void> | undefined;
-  #next: Promise<void> | undefined;
+  readonly #turns: Turns;
   #failure: { readonly error: unknown } | undefined;
   /** Something may not be durable. At first too: who wrote before us may have been killed. */
   #written = true;
 
   constructor(sync: () => Promise<void>) {
-    this.#sync = sync;
+    this.#turns = new Turns(() => this.#turn(sync));
   }
 
   /** A write has completed, or failed half-way. */
@@ -24,32 +23,19 @@ export class SharedSync {
   }
 
   run(): Promise<void> {
-    if (!this.#written && this.#running === undefined && this.#failure === undefined) return Promise.resolve();
-    if (this.#next !== undefined) return this.#next;
-    if (this.#running === undefined) return this.#start();
-    const start = (): Promise<void> => {
-      this.#next = undefined;
-      return this.#start();
-    };
-    this.#next = this.#running.then(start, start);
-    return this.#next;
+    if (!this.#written && this.#turns.running === undefined && this.#failure === undefined) return Promise.resolve();
+    return this.#turns.ask(true);
   }
 
-  #start(): Promise<void> {
-    if (this.#failure !== undefined) return Promise.reject(this.#failure.error);
+  async #turn(sync: () => Promise<void>): Promise<void> {
+    if (this.#failure !== undefined) throw this.#failure.error;
     this.#written = false;
-    const running = this.#sync().then(
-      () => {
-        this.#running = undefined;
-      },
-      (error: unknown) => {
-        this.#running = undefined;
-        this.#failure = { error: asFinal(error) };
-        throw this.#failure.error;
-      },
-    );
-    this.#running = running;
-    return running;
+    try {
+      await sync();
+    } catch (error) {
+      this.#failure = { error: asFinal(error) };
+      throw this.#failure.error;
+    }
   }
 }
 

@@ -1,13 +1,13 @@
 /** Jobs on a Linux kernel with LIO and TCMU in a VM under software emulation: see scripts/vm. */
 
 import assert from 'node:assert/strict';
-import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { mkdir, mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
-import { basename, join } from 'node:path';
+import { basename, extname, join } from 'node:path';
 import { ensureBuilt } from './built.ts';
-import { PROJECT_ROOT, run } from './process.ts';
+import { PROJECT_ROOT, run, runOk } from './process.ts';
 import { requirePrograms, type Skip } from './requires.ts';
-import type { Cleanup } from './temporary.ts';
+import { type Cleanup, temporaryDirectory } from './temporary.ts';
 
 const PROGRAMS = [
   'qemu-system-x86_64',
@@ -45,6 +45,24 @@ export interface VmOptions {
   readonly cpus?: 1 | 2;
   /** The VM is ended after so long. */
   readonly seconds: number;
+}
+
+/** What a guest's disk is filled with. */
+export interface VmSeed {
+  readonly seed: string;
+  /** /mnt/images */
+  readonly images: string;
+}
+
+/** A folder for `VmOptions.seed` with new images in it: their sizes by name, whose ending is the format. */
+export async function seedWith(t: Cleanup, sizes: Readonly<Record<string, string>> = {}): Promise<VmSeed> {
+  const seed = await temporaryDirectory(t);
+  const images = join(seed, 'images');
+  await mkdir(images);
+  for (const [name, size] of Object.entries(sizes)) {
+    await runOk('qemu-img', ['create', '-q', '-f', extname(name).slice(1), name, size], { cwd: images });
+  }
+  return { seed, images };
 }
 
 /** Runs test/e2e/vm/jobs/NAME.sh: see runVmJob(). */

@@ -1,15 +1,13 @@
 /** libiscsi's conformance suite through the kernel's iSCSI target, on a disk that our daemon serves. */
 
 import assert from 'node:assert/strict';
-import { mkdir, readdir, readFile, truncate, writeFile } from 'node:fs/promises';
+import { readdir, readFile, truncate, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { MiB } from '../../../formats/core/units.ts';
 import * as suite from '../../support/iscsi-test-cu.ts';
-import { runOk } from '../../support/process.ts';
 import { requires } from '../../support/requires.ts';
-import { temporaryDirectory } from '../../support/temporary.ts';
-import { requiresVm, runVm } from '../../support/vm.ts';
+import { requiresVm, runVm, seedWith } from '../../support/vm.ts';
 
 const SIZE = 64 * MiB;
 
@@ -67,10 +65,7 @@ test('what libiscsi’s suite finds on a disk behind the kernel’s target is th
 }, async (t) => {
   const whole = process.env.LUNETTE_WHOLE_SUITE !== undefined;
   const tests = (await suite.listTests()).filter((name) => whole || !SLOW.test(name));
-  const seed = await temporaryDirectory(t);
-  const images = join(seed, 'images');
-  await mkdir(images);
-  await runOk('qemu-img', ['create', '-q', '-f', 'qcow2', 'disk.qcow2', String(SIZE)], { cwd: images });
+  const { seed, images } = await seedWith(t, { 'disk.qcow2': String(SIZE) });
   await writeFile(join(images, 'disk.raw'), '');
   await truncate(join(images, 'disk.raw'), SIZE);
   await writeFile(join(seed, 'tests'), tests.map((name) => `${name} ${RACES.test(name) ? 3 : 1}\n`).join(''));

@@ -1,6 +1,6 @@
 /** The Debian package on a machine with systemd. */
 
-import { copyFile, mkdir, rm, writeFile } from 'node:fs/promises';
+import { copyFile, rm, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { test } from 'node:test';
 import { copyCheckout } from '../../support/checkout.ts';
@@ -9,7 +9,7 @@ import { runOk } from '../../support/process.ts';
 import { randomFor } from '../../support/random.ts';
 import { requirePrograms, type Skip } from '../../support/requires.ts';
 import { temporaryDirectory } from '../../support/temporary.ts';
-import { requiresVm, runVm } from '../../support/vm.ts';
+import { requiresVm, runVm, seedWith } from '../../support/vm.ts';
 
 /** What making and using the package takes, beside the VM. */
 function requiresPackaging(): Skip {
@@ -33,12 +33,8 @@ test('the Debian package takes tcmu-runner’s place, is kept running by systemd
   skip: requiresVm() || requiresPackaging(),
 }, async (t) => {
   const path = await buildPackage(await temporaryDirectory(t));
-  const seed = await temporaryDirectory(t);
-  const images = join(seed, 'images');
-  await mkdir(images);
+  const { seed } = await seedWith(t, { 'disk.qcow2': '64M', 'side.qcow2': '16M' });
   await copyFile(path, join(seed, 'lunette.deb'));
-  await runOk('qemu-img', ['create', '-q', '-f', 'qcow2', join(images, 'disk.qcow2'), '64M']);
-  await runOk('qemu-img', ['create', '-q', '-f', 'qcow2', join(images, 'side.qcow2'), '16M']);
   await writeFile(join(seed, 'pattern'), randomFor(t).bytes(1024 * 1024));
   await runVm(t, 'package', { seed, systemd: true, seconds: 1200, cpus: 1 });
 });
