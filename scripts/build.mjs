@@ -11,6 +11,7 @@ import { dirname } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 import { digestOfSources, isFresh, markFresh } from './freshness.mjs';
+import { besideProgram, buildWhole, writeLicenses } from './whole-packages.mjs';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const dist = `${root}dist`;
@@ -51,8 +52,11 @@ const common = {
 };
 // Where files beside it are looked for, as if it were a module: dist/program/lunette.js. Who runs it says so.
 const place = 'lunettePlace';
-await build({
+const inputs = await buildWhole(common, made);
+const { metafile } = await build({
   ...common,
+  metafile: true,
+  plugins: [besideProgram],
   entryPoints: [{ in: program, out: 'lunette' }],
   format: 'cjs',
   outExtension: { '.js': '.cjs' },
@@ -66,6 +70,7 @@ await build({
   },
   footer: { js: '})' },
 });
+writeLicenses([...inputs, ...Object.keys(metafile.inputs)], `${made}/program/LICENSES`);
 // Parts of Node that most commands have in reach and few use are loaded when something of them is first asked for: together they take longer to
 // load than a small image to be looked at.
 const seldom = 'child_process|crypto|dgram|dns/promises|http|https|net|perf_hooks|readline|tls|worker_threads|zlib';

@@ -7,7 +7,14 @@ import { fileURLToPath } from 'node:url';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 const MARK = '.sources';
-const BESIDE = ['package.json', 'package-lock.json', 'tsconfig.json', 'scripts/build.mjs', 'scripts/code-cache.mjs'];
+const BESIDE = [
+  'package.json',
+  'package-lock.json',
+  'tsconfig.json',
+  'scripts/build.mjs',
+  'scripts/whole-packages.mjs',
+  'scripts/code-cache.mjs',
+];
 
 /** A digest of all that dist/ is made from. */
 export function digestOfSources() {

@@ -1,12 +1,13 @@
 import { readFile } from 'node:fs/promises';
 import { parse, TomlError } from 'smol-toml';
-import { z } from 'zod';
+import type { core, output } from 'zod';
 import { errnoOf, fromSystemError, LunetteError } from '../../formats/core/errors.ts';
 import { parseSize } from '../../formats/core/units.ts';
 import { parseAddress } from './address.ts';
+import * as z from './schema.ts';
 
 /** What `lunette daemon` is told by its configuration file: keys as in docs/daemon.md, values checked and filled in. */
-export type DaemonConfig = z.output<typeof SCHEMA>;
+export type DaemonConfig = output<typeof SCHEMA>;
 /** One `[[export]]`: an image that the daemon serves from the start. */
 export type ConfiguredExport = DaemonConfig['export'][number];
 
@@ -130,7 +131,7 @@ export function parseConfig(toml: string, path: string): DaemonConfig {
   const result = SCHEMA.safeParse(parseToml(toml, path), { reportInput: true });
   if (!result.success) {
     const [issue] = result.error.issues;
-    throw invalid(path, keyOf(issue?.path ?? []), wordsOf(issue as z.core.$ZodIssue));
+    throw invalid(path, keyOf(issue?.path ?? []), wordsOf(issue as core.$ZodIssue));
   }
   checkTogether(result.data, path);
   return result.data;
@@ -201,7 +202,7 @@ function keyOf(path: readonly PropertyKey[]): string {
   );
 }
 
-function wordsOf(issue: z.core.$ZodIssue): string {
+function wordsOf(issue: core.$ZodIssue): string {
   switch (issue.code) {
     case 'unrecognized_keys':
       return `there is no key ${issue.keys.join(', ')} here`;
