@@ -25,7 +25,7 @@ measure() {
   echo "$before $after" | awk '{print $3 - $1, $4 - $2}' >"/out/$name.$load.cost"
 }
 
-# warm SECONDS FIO-OPTIONS: the load that is measured next, elsewhere on the disk.
+# warm SECONDS FIO-OPTIONS: a load like those that are measured next.
 warm() {
   [ "$1" -gt 0 ] || return 0
   fio --name=warm --filename="$device" --direct=1 --ioengine=libaio --time_based --runtime="$1" --bs=4k --iodepth=16 "${@:2}" --eta=never \
@@ -43,6 +43,7 @@ wanted() {
 
 # loads_of DAEMON HANDLER WARM-UP-SECONDS
 loads_of() {
+  local direction
   name=$1
   if wanted allocating-4k allocating-64k; then
     begin "$2" new 4096 && warm "$3" --rw=randwrite --offset=2g --size=1g || return 1
@@ -51,12 +52,16 @@ loads_of() {
     end || return 1
   fi
   wanted read-4k batched-read-4k write-4k read-1m write-1m || return 0
-  begin "$2" full 128 && warm "$3" --rw=randread || return 1
+  # Large commands go other ways through the program.
+  begin "$2" full 128 && warm $(($3 * 2 / 3)) --rw=randread || return 1
   measure read-4k --rw=randread --bs=4k --iodepth=16 || return 1
   measure batched-read-4k --rw=randread --bs=4k --iodepth=16 --iodepth_batch_submit=16 --iodepth_batch_complete_min=8 || return 1
   measure write-4k --rw=randwrite --bs=4k --iodepth=16 || return 1
-  measure read-1m --rw=read --bs=1m --iodepth=4 || return 1
-  measure write-1m --rw=write --bs=1m --iodepth=4 || return 1
+  for direction in read write; do
+    wanted $direction-1m || continue
+    warm $(($3 / 6)) --rw=$direction --bs=1m --iodepth=4 || return 1
+    measure $direction-1m --rw=$direction --bs=1m --iodepth=4 || return 1
+  done
   end
 }
 
