@@ -35,7 +35,7 @@ interface Job {
  */
 export class Flusher {
   readonly #state: WriteState;
-  readonly #turns = new Turns((whole) => (whole ? this.#flush() : this.#publish()));
+  readonly #turns = new Turns((whole) => (whole ? this.#flush(true) : this.#publish()));
   /** Lists of dropped clusters that wait for readers or for the file system. */
   readonly #quarantine = new Set<Promise<void>>();
   /** The flush that begins next writes refcounts too. */
@@ -61,8 +61,9 @@ export class Flusher {
   }
 
   /**
-   * Writes L2 entries without waiting for the disk, where they may come to it at any time: see Stock. What cannot be written so is
-   * flushed. Either way, all that had changed is in the file, and outlives this process.
+   * Writes L2 entries without waiting for the disk, where they may come to it at any time: see Stock. Others are written behind a sync of what
+   * they point to, as in a flush, but nobody waits until the disk has them. Either way, all that had changed is in the file, and outlives
+   * this process.
    */
   publish(): Promise<void> {
     // Data in a file of its own takes none of it.
@@ -82,7 +83,7 @@ export class Flusher {
     const batch = l1.dirty || refcounts.tableChanged ? undefined : slices.takeFree();
     if (batch === undefined) {
       this.#whole = true;
-      return this.#flush();
+      return this.#flush(false);
     }
     try {
       await slices.writeBatch(batch);
@@ -93,12 +94,14 @@ export class Flusher {
     }
   }
 
-  async #flush(): Promise<void> {
+  /** @param durable the last that is written as well; else the next sync covers it, which every flush begins with */
+  async #flush(durable: boolean): Promise<void> {
     this.#state.check();
     // The mutex: nobody is in the middle of a change when the dirty slices are taken.
     const job = await this.#state.parts.mutex.run(() => this.#take());
     try {
-      await this.#write(job);
+      // What is referred to no more is free once the disk knows, and not to be kept for long.
+      await this.#write(job, durable || !job.unlinked.empty);
     } catch (error) {
       this.#return(job);
       throw error;
@@ -124,7 +127,7 @@ export class Flusher {
     return job;
   }
 
-  async #write(job: Job): Promise<void> {
+  async #write(job: Job, durable: boolean): Promise<void> {
     const { storage, slices, refcounts, header } = this.#state.parts;
     await slices.writeBatch(job.refcounts);
     await refcounts.writeMoved(job.table);
@@ -133,12 +136,12 @@ export class Flusher {
     if (await refcounts.link(job.table, header)) await this.sync();
     if (job.mappings.slices.length > 0) {
       await slices.writeBatch(job.mappings);
-      await this.sync();
+      if (durable || job.l1.length > 0) await this.sync();
       slices.finishBatch(job.mappings);
     }
     if (job.l1.length > 0) {
       await writeTable(storage, job.l1);
-      await this.sync();
+      if (durable) await this.sync();
     }
   }
 

@@ -9,7 +9,7 @@ import { SliceCache } from '../../../../formats/qcow2/slices.ts';
 import { Stock } from '../../../../formats/qcow2/stock.ts';
 import { MemoryStorage } from '../../../../formats/storage/memory.ts';
 import { Qcow2File } from '../../../support/qcow2-file.ts';
-import { createImage, openImage, readAll } from '../../../support/qcow2-images.ts';
+import { createImage, openImage, openLayer, readAll } from '../../../support/qcow2-images.ts';
 
 const CLUSTER = 64 * 1024;
 const SIZE = 1024 * CLUSTER;
@@ -43,6 +43,33 @@ test('many small writes into a new disk are published with few syncs, and are in
   assert.deepEqual(new Qcow2File(file).inspect().corruptions, []);
   const killed = await openImage(new MemoryStorage({ bytes: file }));
   assert.ok(Buffer.compare(await readAll(killed), await readAll(image)) === 0);
+});
+
+test('what hides data of a parent is published with one sync each, which its data goes ahead of', async () => {
+  const full = await createImage({ size: SIZE, clusterSize: CLUSTER, preallocation: 'metadata' });
+  const below = await openImage(full);
+  await below.writev(0, IoVec.of(new Uint8Array(SIZE).fill(9)));
+  await below.close();
+  const backing = { backingFile: 'parent.qcow2', backingFormat: 'qcow2' };
+  const file = await createImage({ size: SIZE, clusterSize: CLUSTER, ...backing });
+  const open = async (storage: MemoryStorage): Promise<ChainImage> => {
+    const parent = await openLayer(new MemoryStorage({ bytes: full.toBytes() }), { readOnly: true });
+    return openImage(storage, { parents: [parent] });
+  };
+  const storage = new CountedSyncs({ bytes: file.toBytes() });
+  const image = await open(storage);
+  await published(image, 1);
+  const before = storage.syncs;
+  await published(image, 100, 1);
+  assert.equal(storage.syncs - before, 100);
+  const killed = storage.toBytes();
+  assert.deepEqual(new Qcow2File(killed).inspect().corruptions, []);
+  assert.ok(
+    Buffer.compare(await readAll(await open(new MemoryStorage({ bytes: killed }))), await readAll(image)) === 0,
+  );
+  const syncs = storage.syncs;
+  await image.flush();
+  assert.ok(storage.syncs > syncs, 'a flush after it makes it durable');
 });
 
 test('clusters laid in that nobody took are given back at the end, and the file is as long as it would be without', async () => {
