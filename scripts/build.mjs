@@ -52,6 +52,8 @@ const common = {
 };
 // Where files beside it are looked for, as if it were a module: dist/program/lunette.js. Who runs it says so.
 const place = 'lunettePlace';
+// Node loads eleven modules of its own when somebody looks at the global one.
+const clock = 'lunetteClock';
 const inputs = await buildWhole(common, made);
 const { metafile } = await build({
   ...common,
@@ -62,11 +64,11 @@ const { metafile } = await build({
   outExtension: { '.js': '.cjs' },
   // What every command needs, and no file of it is found at run time: the rest may be left out at installation, or has native code.
   external: [...packages.filter((name) => name !== 'commander' && name !== 'lru-cache'), 'tsx'],
-  define: { 'import.meta.url': place, 'import.meta.resolve': 'require.resolve' },
+  define: { 'import.meta.url': place, 'import.meta.resolve': 'require.resolve', performance: clock },
   // Without import(), which scripts from a cache have not everywhere.
   supported: { 'dynamic-import': false },
   banner: {
-    js: `(function (require, module, ${place}) { const exports = module.exports;`,
+    js: `(function (require, module, ${place}) { const exports = module.exports, ${clock} = { now: () => process.uptime() * 1000 };`,
   },
   footer: { js: '})' },
 });

@@ -36,8 +36,37 @@ Examples:
 lunette COMMAND --help says more about each.
 `;
 
-/** The whole command line, ready to parse. Commands load what they need when they run, so that none pays for another. */
-export function createProgram(context: CliContext): Command {
+/** What makes a command, by its name, in the order of the help. */
+const COMMANDS: ReadonlyMap<string, (program: Command, context: CliContext) => void> = new Map([
+  ['export', registerExport],
+  ['info', registerInfo],
+  ['check', registerCheck],
+  ['convert', registerConvert],
+  ['compare', registerCompare],
+  ['checksum', registerChecksum],
+  ['map', registerMap],
+  ['measure', registerMeasure],
+  ['create', registerCreate],
+  ['resize', registerResize],
+  ['rebase', registerRebase],
+  ['commit', registerCommit],
+  ['snapshot', registerSnapshot],
+  ['bitmap', registerBitmap],
+  ['amend', registerAmend],
+  ['bench', registerBench],
+  ['daemon', registerDaemon],
+  ['status', registerStatus],
+  ['stop', registerStatus],
+  ['doctor', registerDoctor],
+]);
+
+/**
+ * The command line, ready to parse. Commands load what they need when they run, so that none pays for another.
+ *
+ * @param first the first word of what is to be parsed: where that is a command, there is no other. All of them are made in the time that a
+ *   small image takes to be looked at
+ */
+export function createProgram(context: CliContext, first = ''): Command {
   const program = new Command('lunette')
     .description('Serves virtual disk images as SCSI disks, and takes them apart.')
     .option('-q, --quiet', 'no warnings, hints and progress')
@@ -52,26 +81,10 @@ export function createProgram(context: CliContext): Command {
       outputError: () => undefined, // runCli prints errors, all in one form
     })
     .exitOverride();
-  registerExport(program, context);
-  registerInfo(program, context);
-  registerCheck(program, context);
-  registerConvert(program, context);
-  registerCompare(program, context);
-  registerChecksum(program, context);
-  registerMap(program, context);
-  registerMeasure(program, context);
-  registerCreate(program, context);
-  registerResize(program, context);
-  registerRebase(program, context);
-  registerCommit(program, context);
-  registerSnapshot(program, context);
-  registerBitmap(program, context);
-  registerAmend(program, context);
-  registerBench(program, context);
-  registerDaemon(program, context);
-  registerStatus(program, context);
-  registerDoctor(program, context);
-  registerCompletion(program, context, version());
+  const only = COMMANDS.get(first);
+  for (const register of only === undefined ? new Set(COMMANDS.values()) : [only]) register(program, context);
+  // What the command line is like as a whole, these tell.
+  if (only === undefined) registerCompletion(program, context, version());
   for (const command of program.commands) {
     command.copyInheritedSettings(program).configureHelp({ showGlobalOptions: true });
   }
@@ -85,7 +98,7 @@ export function createProgram(context: CliContext): Command {
  * @returns the exit status
  */
 export async function runCli(args: readonly string[], context: CliContext): Promise<number> {
-  const program = createProgram(context);
+  const program = createProgram(context, args[0]);
   try {
     await program.parseAsync(args, { from: 'user' });
     return DONE;

@@ -44,6 +44,16 @@ test('every command has a help with examples, on stdout, with the global options
   }
 });
 
+test('a command that the line begins with is made as it is among all of them', () => {
+  const described = ({ options }: Command): string[] => options.map(({ flags }) => flags);
+  for (const among of createProgram(processContext()).commands) {
+    const alone = createProgram(processContext(), among.name()).commands.find((each) => each.name() === among.name());
+    assert.ok(alone !== undefined, among.name());
+    assert.deepEqual(described(alone), described(among));
+    assert.deepEqual(allCommands(alone), allCommands(among));
+  }
+});
+
 test('every command that opens an image takes a file with its passphrase, and says so in the same words', () => {
   for (const command of createProgram(processContext()).commands) {
     const opens = command.registeredArguments.some((argument) => ['image', 'first', 'file'].includes(argument.name()));
