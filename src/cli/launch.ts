@@ -40,9 +40,15 @@ const require = createRequire(filename);
 // small heap, take the cores from the copying. What is really hot is optimized all the same, some milliseconds later. Behind the Script: other
 // flags, no cached code. No other command needs the module, which loads much of Node with it.
 const brief = ['convert', 'compare', 'checksum'].some((command) => process.argv.includes(command, 2));
-if (brief && /^v(20|22|24)\./.test(process.version)) {
+// What each version has (V8 complains on stderr of a flag that it does not know): tried with 20.20, 22.23 and 24.21.
+const FLAGS: Readonly<Record<string, readonly string[]>> = {
+  v20: ['--interrupt-budget=2000000', '--no-parallel-scavenge'],
+  v22: ['--no-parallel-scavenge'],
+  v24: ['--no-parallel-scavenge'],
+};
+const flags = brief ? FLAGS[process.version.replace(/\..*/, '')] : undefined;
+if (flags !== undefined) {
   const { setFlagsFromString } = require('node:v8') as typeof import('node:v8');
-  setFlagsFromString('--interrupt-budget=2000000');
-  setFlagsFromString('--no-parallel-scavenge');
+  for (const flag of flags) setFlagsFromString(flag);
 }
 program.runInThisContext()(require, { exports: {} }, place.href);
