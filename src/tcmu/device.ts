@@ -66,7 +66,7 @@ export class TcmuDevice implements UioListener {
   readonly #completions = new CompletionBatch();
   readonly #free: TcmuTask[] = [];
   readonly #inFlight = new Set<TcmuTask>();
-  /** Outcomes wait for the end of the batch. */
+  /** Outcomes wait for the end of the batch. False before it when the ring is found void: the rest of the batch is as well. */
   #fetching = false;
   #flushQueued = false;
   /** After a reset: what was in flight has to end before anything new is fetched. */
@@ -125,7 +125,7 @@ export class TcmuDevice implements UioListener {
     this.#fetching = true;
     let at = 0;
     let unknown = 0;
-    for (let i = 0; i < records; i++) {
+    for (let i = 0; i < records && this.#fetching; i++) {
       const kind = (words[at + RECORD_KIND] as number) & 0xffff;
       if (kind === RECORD_COMMAND) this.#begin(at, false);
       else if (kind === RECORD_DOUBTFUL) this.#begin(at, true);
@@ -134,8 +134,9 @@ export class TcmuDevice implements UioListener {
       else this.#refuseMalformed(at);
       at += words[at + RECORD_WORDS] as number;
     }
-    this.#fetching = false;
     this.counters.unknown += unknown;
+    if (!this.#fetching) return;
+    this.#fetching = false;
     // Nothing but the kernel's own completion of them: it waits for the wakeup all the same.
     if (unknown > 0 && this.#completions.isEmpty && !this.#closed) this.#uio.complete(this.#completions);
     this.#handOver();
@@ -242,7 +243,7 @@ export class TcmuDevice implements UioListener {
   }
 
   #complete(task: TcmuTask): void {
-    if (this.#completions.isFull) this.#handOver();
+    if (this.#completions.isFull && !this.#handOver()) return;
     const { tag } = task;
     if (task.status === CHECK_CONDITION) {
       // No data goes to the initiator then.
@@ -280,17 +281,19 @@ export class TcmuDevice implements UioListener {
     return 0;
   }
 
-  #handOver(): void {
-    if (this.#completions.isEmpty || this.#closed) return;
-    if (!this.#restarting) this.#uio.complete(this.#completions);
+  /** @returns false when the ring was found void: what was fetched from it has nobody to be completed for */
+  #handOver(): boolean {
+    if (this.#completions.isEmpty || this.#closed) return true;
+    const taken = this.#restarting || this.#uio.complete(this.#completions);
     this.#completions.clear();
+    return taken;
   }
 
   #refuseMalformed(at: number): void {
     this.counters.malformed++;
     const sense = new Uint8Array(96);
     const length = writeSense(sense, INTERNAL_TARGET_FAILURE, false);
-    if (this.#completions.isFull) this.#handOver();
+    if (this.#completions.isFull && !this.#handOver()) return;
     this.#completions.addWithSense(this.#words[at + RECORD_ID] as number, CHECK_CONDITION, sense, length);
   }
 
@@ -308,6 +311,7 @@ export class TcmuDevice implements UioListener {
 
   /** Nobody waits any more for what is in flight. */
   #void(): void {
+    this.#fetching = false;
     this.#completions.clear();
     for (const task of this.#inFlight) {
       task.void = true;
