@@ -16,6 +16,8 @@ export interface BlockCache {
 }
 
 export interface BlockSpace {
+  /** How many blocks it has numbers for. */
+  readonly count: number;
   /** The block's bytes, as they were set: callers must not change them. Undefined when it is not in memory. */
   get(block: number): Uint8Array | undefined;
   /** Keeps `bytes` (the array itself; callers give it up). A block larger than the budget is not kept. */

@@ -76,9 +76,10 @@ export class CompressedClusters {
     }
   }
 
-  /** The cluster's mapping has changed: what was decompressed for it is history. */
+  /** The cluster's mapping has changed: what was decompressed for it is history. Behind the disk's end nothing is ever decompressed. */
   forget(guestOffset: number): void {
-    this.#cache.delete(Math.floor(guestOffset / this.#options.clusterSize));
+    const cluster = Math.floor(guestOffset / this.#options.clusterSize);
+    if (cluster < this.#cache.count) this.#cache.delete(cluster);
   }
 
   release(): void {

@@ -68,6 +68,7 @@ export interface Qcow2LayerParts {
 
 /** The cache of a file that others write to. */
 const KEEPS_NOTHING: BlockSpace = {
+  count: 0,
   get: () => undefined,
   set: () => undefined,
   delete: () => undefined,

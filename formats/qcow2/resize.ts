@@ -55,7 +55,7 @@ export async function resizeDisk(
       if (host.state.external && dataStorage.growsZeroed) await dataStorage.resize(to);
     } catch (error) {
       // What is behind the end is not seen, and goes when the disk grows again: the disk has its new size.
-      if (!(error instanceof LunetteError)) throw error;
+      if (!(error instanceof LunetteError) || error.code === 'INTERNAL') throw error;
     }
   }
 }

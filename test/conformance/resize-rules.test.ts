@@ -15,6 +15,7 @@ interface Shape {
   readonly options?: Readonly<Record<string, string | number>>;
   readonly snapshot?: boolean;
   readonly bitmap?: boolean;
+  readonly compressed?: boolean;
 }
 
 const SHAPES: readonly Shape[] = [
@@ -25,6 +26,9 @@ const SHAPES: readonly Shape[] = [
   { what: 'a snapshot and a bitmap', snapshot: true, bitmap: true },
   { what: 'a snapshot and a bitmap, with subclusters', options: { extended_l2: 'on' }, snapshot: true, bitmap: true },
   { what: 'a snapshot and a bitmap, small clusters', options: { cluster_size: 512 }, snapshot: true, bitmap: true },
+  { what: 'compressed clusters', compressed: true },
+  { what: 'compressed clusters in many L2 tables', options: { cluster_size: 4096 }, compressed: true },
+  { what: 'compressed clusters and a snapshot', options: { cluster_size: 4096 }, compressed: true, snapshot: true },
 ];
 
 const SIZE = 8 * MiB;
@@ -38,10 +42,11 @@ const CHANGES: readonly (readonly string[])[] = [
   ['--preallocation=full', '9M'],
 ];
 
-async function make(t: Cleanup, { options, snapshot, bitmap }: Shape): Promise<string> {
+async function make(t: Cleanup, { options, snapshot, bitmap, compressed }: Shape): Promise<string> {
   const path = await create(t, { size: SIZE, ...(options === undefined ? {} : { options }) });
   if (bitmap === true) await qemuImg('bitmap', '--add', '-g', '4096', path, 'b');
-  await qemuIo(path, ['write -P 1 0 1M', 'write -P 2 4M 4M']);
+  const packed = compressed === true ? '-c ' : '';
+  await qemuIo(path, [`write ${packed}-P 1 0 1M`, `write ${packed}-P 2 4M 4M`]);
   if (snapshot === true) await qemuImg('snapshot', '-c', 'before', path);
   await qemuIo(path, ['write -P 3 6M 100k']);
   return path;

@@ -36,6 +36,7 @@ function packedDisk(type: 'zlib' | 'zstd', contents: readonly Uint8Array[], orde
   };
   const kept: number[] = [];
   const cache: BlockSpace = {
+    count: lengths.length,
     get: () => undefined,
     set: (block) => void kept.push(block),
     delete: () => undefined,
