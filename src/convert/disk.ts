@@ -1,4 +1,5 @@
 import { IoVec } from '../../formats/core/iov.ts';
+import { alignUp } from '../../formats/core/units.ts';
 import type { ExtentBuffer, Image } from '../../formats/index.ts';
 import { ABSENT } from '../../formats/index.ts';
 
@@ -15,11 +16,13 @@ export function readDisk(disk: DiskSource, offset: number, list: IoVec): Promise
   return disk.tryReadv(offset, list) ? undefined : disk.readv(offset, list);
 }
 
-/** Several disks, one after the other, as one. */
+/** Several disks, one after the other, as one. Each is whole sectors in it, as guests and qemu-img see it: a raw file may end inside one. */
 export function concatenate(disks: readonly DiskSource[]): DiskSource {
   const [first] = disks;
   if (first === undefined) throw new RangeError('no disk to read from');
-  return disks.length === 1 ? first : new ConcatenatedDisk(disks, first.path);
+  if (disks.length === 1) return first;
+  const whole = disks.map((disk) => withSize(disk, alignUp(disk.size, 512)));
+  return new ConcatenatedDisk(whole, first.path);
 }
 
 class ConcatenatedDisk implements DiskSource {

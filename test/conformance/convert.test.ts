@@ -141,6 +141,19 @@ test('several disks become one, a snapshot becomes a disk', { skip }, async (t) 
   assert.deepEqual(await readFile(at('first.raw')), Buffer.alloc(MiB, 1));
 });
 
+test('of several raw files each begins at a whole sector, as for qemu-img, wherever the one before ends', { skip }, async (t) => {
+  const directory = await temporaryDirectory(t);
+  const at = (name: string) => join(directory, name);
+  await writeFile(at('a.raw'), Buffer.alloc(MiB - 211, 1));
+  await writeFile(at('b.raw'), Buffer.alloc(70_001, 2));
+  const sources = [at('a.raw'), at('b.raw'), at('a.raw')];
+  await qemu.img('convert', '-f', 'raw', '-O', 'raw', ...sources, at('wanted.raw'));
+  for (const [format, ...args] of [['raw'], ['qcow2'], ['qcow2', '-c'], ['vmdk'], ['vdi']] as const) {
+    await convert('-f', 'raw', '-O', format, ...args, ...sources, at('joined'));
+    assert.equal(await qemu.compare(at('joined'), at('wanted.raw'), '-f', format, '-F', 'raw'), true, format);
+  }
+});
+
 test('-n writes over what is there, zeros too, and leaves what is behind, also within a cluster', {
   skip,
 }, async (t) => {
