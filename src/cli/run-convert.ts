@@ -133,11 +133,18 @@ const STDOUT = new Set(['-', '/dev/stdout']);
 
 /** Whether the target is written where it is, and not under another name until it is complete. */
 function isInPlace(target: string, { existing }: ConvertCommandOptions): boolean {
-  return existing === true || STDOUT.has(target) || parseImageSource(target).kind !== 'file' || isBlockDevice(target);
+  if (existing === true || STDOUT.has(target)) return true;
+  const source = parseImageSource(target);
+  return source.kind !== 'file' || isBlockDevice(source.path);
 }
 
+/** False also for what cannot be looked at: writing it will say why. */
 function isBlockDevice(path: string): boolean {
-  return statSync(path, { throwIfNoEntry: false })?.isBlockDevice() === true;
+  try {
+    return statSync(path).isBlockDevice();
+  } catch {
+    return false;
+  }
 }
 
 /** What would silently do nothing. */

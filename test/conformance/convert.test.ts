@@ -11,7 +11,7 @@ import { lunetteArgs } from '../support/built.ts';
 import { cli } from '../support/cli.ts';
 import { run, runOk } from '../support/process.ts';
 import { qemu } from '../support/qemu.ts';
-import { requires } from '../support/requires.ts';
+import { cannotRun, findProgram, requires } from '../support/requires.ts';
 import { temporaryDirectory } from '../support/temporary.ts';
 
 const skip = requires.qemuIo();
@@ -141,7 +141,9 @@ test('several disks become one, a snapshot becomes a disk', { skip }, async (t) 
   assert.deepEqual(await readFile(at('first.raw')), Buffer.alloc(MiB, 1));
 });
 
-test('of several raw files each begins at a whole sector, as for qemu-img, wherever the one before ends', { skip }, async (t) => {
+test('of several raw files each begins at a whole sector, as for qemu-img, wherever the one before ends', {
+  skip,
+}, async (t) => {
   const directory = await temporaryDirectory(t);
   const at = (name: string) => join(directory, name);
   await writeFile(at('a.raw'), Buffer.alloc(MiB - 211, 1));
@@ -151,6 +153,35 @@ test('of several raw files each begins at a whole sector, as for qemu-img, where
   for (const [format, ...args] of [['raw'], ['qcow2'], ['qcow2', '-c'], ['vmdk'], ['vdi']] as const) {
     await convert('-f', 'raw', '-O', format, ...args, ...sources, at('joined'));
     assert.equal(await qemu.compare(at('joined'), at('wanted.raw'), '-f', format, '-F', 'raw'), true, format);
+  }
+});
+
+test('a target that cannot be looked at is refused as what it is', { skip }, async (t) => {
+  const directory = await temporaryDirectory(t);
+  const source = await sourceDisk(t, 'raw');
+  const loop = join(directory, 'loop');
+  await symlink('loop', loop);
+  for (const target of [loop, join(directory, 'n'.repeat(300)), join(source, 'below-a-file')]) {
+    const { status, stderr } = await cli('convert', '-O', 'raw', source, target);
+    assert.equal(status, 1);
+    assert.doesNotMatch(stderr, /INTERNAL/);
+    assert.ok(stderr.startsWith(`lunette: ${target}: cannot write`), stderr);
+  }
+});
+
+test('a device is written in place however it is named', {
+  skip: skip || requires.root() || requires.that(findProgram('losetup') !== undefined, 'no losetup'),
+}, async (t) => {
+  const source = await sourceDisk(t, 'raw');
+  const disk = await qemu.create(t, { format: 'raw', size: SIZE });
+  const made = await run('losetup', ['--find', '--show', disk]);
+  if (made.status !== 0) return cannotRun(t, `no loop device: ${made.stderr}`);
+  const device = made.stdout.trim();
+  t.after(() => runOk('losetup', ['-d', device]));
+  for (const name of [device, `file:${device}`, `file://${device}`]) {
+    await runOk('blkdiscard', [device]);
+    await convert('-f', 'raw', '-O', 'raw', source, name);
+    assert.equal(await qemu.compare(source, device, '-f', 'raw', '-F', 'raw'), true, name);
   }
 });
 
