@@ -38,11 +38,14 @@ export class Flusher {
   readonly #turns = new Turns((whole) => (whole ? this.#flush(true) : this.#publish()));
   /** Lists of dropped clusters that wait for readers or for the file system. */
   readonly #quarantine = new Set<Promise<void>>();
-  /** The flush that begins next writes refcounts too. */
+  readonly #mayPostpone: () => boolean;
+  /** Somebody wants refcounts written also where they may wait. */
   #whole = false;
 
-  constructor(state: WriteState) {
+  /** @param mayPostpone whether the file says now that its refcounts may be wrong (the dirty bit): L2 entries need not wait for them then */
+  constructor(state: WriteState, mayPostpone: () => boolean) {
     this.#state = state;
+    this.#mayPostpone = mayPostpone;
   }
 
   /** True while space waits to be freed that a flush, or waiting, would free. */
@@ -53,7 +56,7 @@ export class Flusher {
   /**
    * Flushes; callers that come while a flush runs share the next one.
    *
-   * @param postpone leave refcounts in memory, where the dirty bit says that they are (lazy refcounts)
+   * @param postpone leave refcounts in memory where the dirty bit says, when it begins, that they may be (lazy refcounts)
    */
   flush(postpone = false): Promise<void> {
     if (!postpone) this.#whole = true;
@@ -81,10 +84,7 @@ export class Flusher {
     const { slices, l1, refcounts } = this.#state.parts;
     // Nobody is in the middle of a change of such slices: each is made in one tick.
     const batch = l1.dirty || refcounts.tableChanged ? undefined : slices.takeFree();
-    if (batch === undefined) {
-      this.#whole = true;
-      return this.#flush(false);
-    }
+    if (batch === undefined) return this.#flush(false);
     try {
       await slices.writeBatch(batch);
       slices.finishBatch(batch);
@@ -113,7 +113,7 @@ export class Flusher {
   #take(): Job {
     const { slices, refcounts, l1, allocator } = this.#state.parts;
     // New blocks are never postponed: who counts references after a power cut finds a place for each count.
-    const whole = this.#whole || refcounts.tableChanged || this.#state.parts.cache.pinnedFull;
+    const whole = this.#whole || !this.#mayPostpone() || refcounts.tableChanged || this.#state.parts.cache.pinnedFull;
     this.#whole = false;
     const job: Job = {
       refcounts: whole ? slices.takeDirty('refcount') : { slices: [], bytes: [] },

@@ -84,7 +84,7 @@ export class Qcow2Writer {
     this.#keepsClusters = parts.discardNoUnref ?? false;
     this.#state = state;
     this.metadata = state.parts.metadata;
-    this.#flusher = new Flusher(state);
+    this.#flusher = new Flusher(state, () => this.#marked);
     this.snapshots = new SnapshotEditor(this.#host(), parts.snapshotTable);
     this.bitmaps = new BitmapEditor(this.#host());
   }
@@ -257,7 +257,7 @@ export class Qcow2Writer {
 
   flush(): Promise<void> {
     if (this.#retired) return Promise.resolve();
-    return this.#flusher.flush(this.#marked);
+    return this.#flusher.flush(true);
   }
 
   /** As Layer.publish. Refcounts that wait in memory for the dirty bit's sake are no ground for it. */

@@ -229,3 +229,45 @@ test('what a flush had no room to count is not published with what was counted b
   assert.ok(Buffer.compare(await readAll(killed), await readAll(image)) === 0);
   assert.deepEqual(new Qcow2File(storage.toBytes()).inspect().corruptions, []);
 });
+
+/** Zeroing waits until open(), and a sync takes a while. */
+class SlowStorage extends MemoryStorage {
+  open: () => void = () => undefined;
+  #gate: Promise<void> | undefined;
+
+  hold(): void {
+    this.#gate = new Promise((resolve) => {
+      this.open = resolve;
+    });
+  }
+
+  override async writeZeroes(offset: number, length: number, unmap: boolean): Promise<boolean> {
+    await this.#gate;
+    return super.writeZeroes(offset, length, unmap);
+  }
+
+  override async sync(): Promise<void> {
+    await ticks(3);
+    return super.sync();
+  }
+}
+
+test('a flush that is asked for while a publication waits for its turn at the tables counts what came in between', async () => {
+  const cluster = 8192; // of refcounts of 64 bits a block has two slices of 512
+  const file = await createImage({ size: 3000 * cluster, clusterSize: cluster, refcountBits: 64 });
+  const storage = new SlowStorage({ bytes: file.toBytes() });
+  const image = await openImage(storage);
+  const write = (first: number, count: number): Promise<void> =>
+    image.writev(first * cluster, IoVec.of(new Uint8Array(count * cluster).fill(1)));
+  await write(0, 500);
+  storage.hold();
+  const inNewTable = write(1100, 1);
+  await ticks(2);
+  const published = image.publish();
+  const flushed = image.flush();
+  const between = write(600, 20); // counted in the other slice
+  await ticks(2);
+  storage.open();
+  await Promise.all([inNewTable, published, between, flushed]);
+  assert.deepEqual(new Qcow2File(storage.toBytes()).inspect().corruptions, []);
+});
