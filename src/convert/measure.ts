@@ -62,10 +62,12 @@ async function measureQcow2(
   // QEMU's figure counts the tables of the whole disk.
   const all = divideUp(clusters * (extended ? 16 : 8), cluster);
   const fullyAllocated = withRefcounts(1 + l1 + all + clusters, cluster, refcountBits) * cluster + encryption;
-  if (backing || preallocated) return { required: fullyAllocated, fullyAllocated };
-  const used = source === undefined ? { units: 0, groups: 0 } : await countUnits(source, cluster, perTable);
-  const required = withRefcounts(1 + l1 + used.groups + used.units, cluster, refcountBits) * cluster + encryption;
-  return { required, fullyAllocated };
+  if (preallocated) return { required: fullyAllocated, fullyAllocated };
+  const whole = { units: clusters, groups: all };
+  const nothing = { units: 0, groups: 0 };
+  const used = backing ? whole : source === undefined ? nothing : await countUnits(source, cluster, perTable);
+  const required = withGrowingTable(1 + l1 + used.groups + used.units, cluster, refcountBits) * cluster + encryption;
+  return { required, fullyAllocated: Math.max(required, fullyAllocated) };
 }
 
 /** Clusters with the refcount structures that count them, which count themselves. */
@@ -80,6 +82,24 @@ function withRefcounts(clusters: number, cluster: number, bits: number): number 
     if (needed <= blocks && needsTable <= table) return total;
     blocks = Math.max(blocks, needed);
     table = Math.max(table, needsTable);
+  }
+}
+
+/** The same where the refcount table begins with a cluster and moves when it is full, as the writer's does: its old places stay in the file. */
+function withGrowingTable(clusters: number, cluster: number, bits: number): number {
+  const perBlock = (cluster * 8) / bits;
+  let tables = 1;
+  let entries = cluster / 8;
+  let blocks = 1;
+  for (;;) {
+    const total = clusters + tables + blocks;
+    const needed = divideUp(total, perBlock);
+    if (needed <= blocks) return total;
+    blocks++;
+    if (blocks <= entries) continue;
+    const table = divideUp(Math.max(entries + 1, Math.ceil(entries * 1.5)) * 8, cluster);
+    tables += table;
+    entries = (table * cluster) / 8;
   }
 }
 

@@ -139,11 +139,15 @@ describe('the fixture matrix', { skip }, () => {
     assert.deepEqual(json, { identical: false, reason: 'content', offset: 64 * KiB });
   });
 
-  test('what measure requires is what convert writes', async () => {
+  test('what measure requires is what convert writes, also where the refcount table grows on the way', async () => {
     for (const [format, options] of [
       ['qcow2', 'cluster_size=64k'],
       ['qcow2', 'cluster_size=4k'],
       ['qcow2', 'cluster_size=2M'],
+      ['qcow2', 'cluster_size=512'],
+      ['qcow2', 'cluster_size=512,refcount_bits=32'],
+      ['qcow2', 'cluster_size=512,refcount_bits=64'],
+      ['qcow2', 'cluster_size=1k,refcount_bits=64'],
       ['vdi', 'static=off'],
       ['vmdk', 'subformat=monolithicSparse'],
     ] as const) {
