@@ -297,7 +297,12 @@ export class CheckWalk {
       if (active) this.#activeL1 = table;
       for (let i = 0; i < entries; i++) {
         const target = table.target(i);
-        if (target === 0) continue;
+        if (target === 0) {
+          // Nobody writes that: its table may have been lost, and is among what nothing refers to.
+          if (table.copied(i) || table.hasReservedBits(i))
+            this.#corrupt(references, `L1 entry ${i} at ${hex(offset)} has flags and no L2 table`);
+          continue;
+        }
         if (table.hasReservedBits(i))
           this.#corrupt(references, `L1 entry ${i} at ${hex(offset)} has reserved bits set`);
         if (target < 0) this.#corrupt(references, `L1 entry ${i} at ${hex(offset)} points to no cluster boundary`);

@@ -216,6 +216,22 @@ for (const shape of SHAPES) {
   });
 }
 
+test('an L1 entry that has lost its table and not its flag is an error for both, not only leaks', {
+  skip,
+}, async (t) => {
+  const path = await makeImage(t, SHAPES[6] as Shape);
+  const file = new Qcow2File(await readFile(path));
+  for (const flags of [COPIED, 1n, COPIED | (1n << 60n)]) {
+    file.setU64(file.l1Offset, flags);
+    await writeFile(path, file.bytes);
+    assert.equal((await check(path)).status, 2);
+    for (const repair of [undefined, 'leaks', 'all'] as const) {
+      const { corruptions, messages } = await checkImage(path, repair === undefined ? {} : { repair });
+      assert.equal(corruptions, 1, messages.join('\n'));
+    }
+  }
+});
+
 test('bitmaps, encryption headers, external data and subclusters count as qemu-img counts them', {
   skip,
 }, async (t) => {
