@@ -1,6 +1,6 @@
 import { statSync } from 'node:fs';
 import { resolve } from 'node:path';
-import { UsageError } from '../../formats/core/errors.ts';
+import { LunetteError, UsageError } from '../../formats/core/errors.ts';
 import type { Image } from '../../formats/image/image.ts';
 import { type CreateValues, creatorOf, type ImageHost, readCreateValues } from '../../formats/index.ts';
 import { convertImage } from '../convert/convert.ts';
@@ -206,6 +206,11 @@ async function convertInPlace(
     format: outputFormat,
     readOnly: false,
     secretFile: targetSecretFiles(options),
+  }).catch((error: unknown) => {
+    if (error instanceof LunetteError && error.code === 'BAD_MAGIC') {
+      error.help = `It is written in place, into the ${outputFormat} image that it holds: make one there first (qemu-img create -f ${outputFormat}), or convert into a new file.`;
+    }
+    throw error;
   });
   let failed = true;
   try {

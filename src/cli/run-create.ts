@@ -39,6 +39,9 @@ export async function runCreate(
       `${options.unchecked ? '-u' : '-F'} is about a backing file, and there is none: name it with -b`,
     );
   }
+  if (size !== undefined && sizeText !== undefined) {
+    throw new UsageError('USAGE', `the size is given twice: as an argument, and as -o size=${sizeText}`);
+  }
   const asked = size ?? (sizeText === undefined ? undefined : parseGiven(sizeText));
   await createImage({
     path: parseImageName(file).path,

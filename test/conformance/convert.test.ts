@@ -185,6 +185,13 @@ test('a device is written in place however it is named', {
   }
 });
 
+test('a target in place that holds no image of its format says that one has to be made first', async (t) => {
+  const [source, target] = [await sourceDisk(t, 'raw'), await qemu.create(t, { format: 'raw', size: SIZE })];
+  const { status, stderr } = await cli('convert', '-n', '-f', 'raw', '-O', 'qcow2', source, target);
+  assert.equal(status, 1);
+  assert.match(stderr, /not a qcow2 image \(BAD_MAGIC\)\n.*make one there first/);
+});
+
 test('-n writes over what is there, zeros too, and leaves what is behind, also within a cluster', {
   skip,
 }, async (t) => {

@@ -101,6 +101,7 @@ test('what is wrong is said before a file that is there is touched', async (t) =
     [['-b', path, path], /BAD_MAGIC|own backing file|raw/],
     [['-b', 'missing.qcow2', path], /no such file/],
     [[path], /needs a size/],
+    [['-o', 'size=1M', path, '2M'], /given twice/],
   ] as const) {
     const result = await cli('create', '-f', 'qcow2', ...args);
     assert.notEqual(result.status, 0, args.join(' '));
