@@ -4,6 +4,7 @@ import { SharedBlockCache } from '../../formats/cache/block-cache.ts';
 import { codeOf } from '../../formats/core/errors.ts';
 import { IoVec } from '../../formats/core/iov.ts';
 import type { ChainImage } from '../../formats/image/chain.ts';
+import type { Layer } from '../../formats/image/layer.ts';
 import { MemoryStorage } from '../../formats/storage/memory.ts';
 import { SettledImage } from '../../src/daemon/settled-image.ts';
 import { KillStorage } from '../support/kill-storage.ts';
@@ -13,7 +14,7 @@ import { type Random, randomFor } from '../support/random.ts';
 import { SECTOR, SectorModel, stamped, wrongSector } from '../support/sector-model.ts';
 
 /** LUNETTE_KILLED asks for more. */
-const WORKLOADS = Number(process.env.LUNETTE_KILLED ?? 110);
+const WORKLOADS = Number(process.env.LUNETTE_KILLED ?? 150);
 
 interface Workload {
   readonly what: string;
@@ -31,9 +32,9 @@ interface Workload {
 
 /** An empty image over a storage whose process may be killed, perhaps with a parent. */
 async function prepare(random: Random): Promise<Workload> {
-  const extendedL2 = random.chance(0.05);
-  const clusterSize = extendedL2 ? 16384 : random.pick([512, 512, 512, 512, 512, 1024, 4096]);
-  const clusters = extendedL2 ? random.pick([4, 8]) : random.pick(clusterSize > 1024 ? [40] : [40, 200, 400]);
+  const extendedL2 = random.chance(0.03);
+  const clusterSize = extendedL2 ? 16384 : random.pick([512, 512, 512, 512, 512, 512, 1024, 4096]);
+  const clusters = extendedL2 ? random.pick([4, 8]) : random.pick(clusterSize > 1024 ? [40] : [40, 100, 200]);
   const size = clusters * clusterSize;
   const version = extendedL2 || random.chance(0.8) ? 3 : 2;
   // Wide refcounts in small clusters: blocks come often.
@@ -71,9 +72,7 @@ async function parentOf(size: number, clusterSize: number): Promise<Uint8Array> 
   return file.toBytes();
 }
 
-async function parents(
-  bytes: Uint8Array | undefined,
-): ReturnType<typeof openLayer> extends Promise<infer L> ? Promise<L[]> : never {
+async function parents(bytes: Uint8Array | undefined): Promise<Layer[]> {
   return bytes === undefined ? [] : [await openLayer(new MemoryStorage({ bytes }), { readOnly: true })];
 }
 
@@ -193,7 +192,7 @@ async function run(workload: Workload): Promise<void> {
   const running = { on: true };
   const beside = [
     repeat(random, running, 300, () => judge(workload)),
-    repeat(random, running, 20, () => tolerantly(image.publish())),
+    repeat(random, running, 10, () => tolerantly(image.publish())),
   ];
   const rounds = async (): Promise<void> => {
     for (let n = random.between(1, 4); n > 0; n--) {
