@@ -199,6 +199,8 @@ class Mixed {
       'compat=1.1,lazy_refcounts=off',
     ]);
     if (to === 'compat=0.10' && !old) return;
+    // QEMU 7.2 gives zeros that snapshots share a cluster, and may leave it marked as the live disk's alone, in images that only it has written.
+    if (to === 'compat=0.10' && !ours && this.snapshots.size > 0) return;
     if (ours) {
       const { status, stderr } = await cli('amend', '-f', 'qcow2', '-o', to, this.path);
       assert.equal(status, 0, stderr);
