@@ -18,7 +18,7 @@ export interface Group {
 export const GROUPS: readonly Group[] = [
   { name: 'tidy', budgetSeconds: 30, concurrency: 2, quick: true },
   { name: 'unit', budgetSeconds: 210, concurrency: 2, quick: true },
-  { name: 'property', budgetSeconds: 150, concurrency: 2, longest: ['qcow2-power-cut'], quick: false },
+  { name: 'property', budgetSeconds: 165, concurrency: 2, longest: ['qcow2-power-cut'], quick: false },
   { name: 'fuzz', budgetSeconds: 90, concurrency: 2, longest: ['native-ring'], quick: false },
   // One file more than there are cores: programs that are started one after the other mostly wait for the disk, and for each other.
   {

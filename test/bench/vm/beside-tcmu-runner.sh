@@ -29,7 +29,9 @@ measure() {
 warm() {
   [ "$1" -gt 0 ] || return 0
   fio --name=warm --filename="$device" --direct=1 --ioengine=libaio --time_based --runtime="$1" --bs=4k --iodepth=16 "${@:2}" --eta=never \
-    --output=/out/warm.txt
+    --output=/out/warm.txt || return 1
+  # What it has left to be written back is not the next load's to wait for.
+  sync
 }
 
 # Whether one of the loads is wanted.
