@@ -39,7 +39,7 @@ export const GROUPS: readonly Group[] = [
   {
     name: 'vm',
     folder: 'e2e/vm',
-    budgetSeconds: 840,
+    budgetSeconds: 720,
     concurrency: 2,
     longest: ['survival', 'libiscsi', 'package', 'storage', 'targetcli', 'images', 'export'],
     quick: false,

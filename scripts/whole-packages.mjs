@@ -1,27 +1,29 @@
 /** Packages within the program: those that servers start with, a file each, and the licences of all that is in it. */
 
-import { existsSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
+import { readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { basename, join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { build } from 'esbuild';
 
 const root = fileURLToPath(new URL('..', import.meta.url));
 
-/** By the name that they are imported by: as much of each as is used. A disk waits while its daemon looks for three hundred files. */
+/** What is in each file: as much of a package as is used. A disk waits while its daemon looks for three hundred files. */
 const WHOLE = {
-  'dbus-next': () => "module.exports = require('dbus-next')",
-  pino: () => "module.exports = require('pino')",
-  'smol-toml': () => "export { parse, TomlError } from 'smol-toml'",
-  'schema.js': (made) => `export * from '${made}/src/daemon/schema.js'`,
+  'dbus-next': "module.exports = require('dbus-next')",
+  pino: "module.exports = require('pino')",
+  'smol-toml': "export { parse, TomlError } from 'smol-toml'",
+  schema: "export * from './src/daemon/schema.js'",
 };
-const fileOf = (name) => `${basename(name, '.js')}.cjs`;
 
 /** For the program: they are files beside it. */
 export const besideProgram = {
   name: 'beside-program',
   setup({ onResolve }) {
-    const filter = new RegExp(`(^|/)(${Object.keys(WHOLE).join('|')})$`);
-    onResolve({ filter }, ({ path }) => ({ path: `./${fileOf(path)}`, external: true }));
+    onResolve({ filter: /^(dbus-next|pino|smol-toml|\.\/schema\.js)$/ }, ({ path, resolveDir }) => {
+      const name = basename(path, '.js');
+      if (name === 'schema' && !resolveDir.endsWith(join('src', 'daemon'))) return undefined;
+      return { path: `./${name}.cjs`, external: true };
+    });
   },
 };
 
@@ -31,9 +33,9 @@ export async function buildWhole(common, made) {
   for (const [name, contents] of Object.entries(WHOLE)) {
     const { metafile } = await build({
       ...common,
-      stdin: { contents: contents(made), resolveDir: root },
+      stdin: { contents, resolveDir: made },
       outdir: undefined,
-      outfile: `${made}/program/${fileOf(name)}`,
+      outfile: `${made}/program/${name}.cjs`,
       format: 'cjs',
       metafile: true,
       // Native code, and what is done without where it is not there.
@@ -53,8 +55,7 @@ export function writeLicenses(inputs, file) {
     const folder = join(root, 'node_modules', name);
     const { version, license } = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'));
     const found = readdirSync(folder).find((entry) => /^licen[cs]e/i.test(entry));
-    const text =
-      found === undefined || !existsSync(join(folder, found)) ? '' : readFileSync(join(folder, found), 'utf8');
+    const text = found === undefined ? '' : readFileSync(join(folder, found), 'utf8');
     return `${name} ${version}, ${license}\n\n${text.trim()}\n`;
   });
   writeFileSync(file, texts.join(`\n${'-'.repeat(80)}\n\n`));

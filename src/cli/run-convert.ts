@@ -208,7 +208,10 @@ async function convertInPlace(
     secretFile: targetSecretFiles(options),
   }).catch((error: unknown) => {
     if (error instanceof LunetteError && error.code === 'BAD_MAGIC') {
-      error.help = `It is written in place, into the ${outputFormat} image that it holds: make one there first (qemu-img create -f ${outputFormat}), or convert into a new file.`;
+      // We make no image on a device or a server.
+      const source = parseImageSource(target);
+      const maker = source.kind === 'file' && !isBlockDevice(source.path) ? 'lunette' : 'qemu-img';
+      error.help = `It is written in place, into the ${outputFormat} image that it holds: make one there first (${maker} create -f ${outputFormat}), or convert into a new file.`;
     }
     throw error;
   });

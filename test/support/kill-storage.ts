@@ -2,8 +2,8 @@ import { StorageError } from '../../formats/core/errors.ts';
 import { IoVec } from '../../formats/core/iov.ts';
 import { MemoryStorage } from '../../formats/storage/memory.ts';
 import type { Random } from './random.ts';
+import { SECTOR } from './sector-model.ts';
 
-const SECTOR = 512;
 /** Of calls that could be answered at once. */
 const AT_ONCE = { read: 0.6, write: 0.5 };
 

@@ -54,11 +54,11 @@ loads_of() {
     end || return 1
   fi
   wanted read-4k batched-read-4k write-4k read-1m write-1m || return 0
-  # Large commands go other ways through the program.
-  begin "$2" full 128 && warm $(($3 * 2 / 3)) --rw=randread || return 1
+  begin "$2" full 128 && warm "$3" --rw=randread || return 1
   measure read-4k --rw=randread --bs=4k --iodepth=16 || return 1
   measure batched-read-4k --rw=randread --bs=4k --iodepth=16 --iodepth_batch_submit=16 --iodepth_batch_complete_min=8 || return 1
   measure write-4k --rw=randwrite --bs=4k --iodepth=16 || return 1
+  # Large commands go other ways through the program.
   for direction in read write; do
     wanted $direction-1m || continue
     warm $(($3 / 6)) --rw=$direction --bs=1m --iodepth=4 || return 1
